@@ -1,0 +1,168 @@
+"""Rounds of one generation: issue a step, read its one result, commit what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from .kv import KVCache, Scalar, State
+from .loading import Pair
+from .options import Options
+from .sampling import Sampling, process
+from .session import Session
+from .step import DraftStep, PlainStep, choose
+
+Result = tuple[tuple[int, ...], int, int]  # tokens, drafted, accepted
+
+
+class Decoder:
+    """What plain decoding and DFlash share: how a step is called."""
+
+    def __init__(self, pair: Pair, session: Session, options: Options, seed: int) -> None:
+        self.pair = pair
+        self.session = session
+        self.sampling = options.sampling
+        self.compiled = pair.compiles if options.compiled is None else options.compiled
+        self._seed = seed
+
+    def next(self, anchor: int, room: int) -> Result:
+        """The tokens of the next round, at least one; `room` says how many are wanted."""
+        raise NotImplementedError
+
+    def commit(self, anchor: int, tokens: Sequence[int]) -> None:
+        """Keep `tokens` of the last round, of which the last becomes the anchor."""
+        raise NotImplementedError
+
+    def run(self, step: PlainStep | DraftStep, *args: Any) -> Any:
+        """Call a step, compiled once per pair if so wanted."""
+        if not self.compiled:
+            return step(*args)
+        if step.key not in self.pair.steps:
+            self.pair.steps[step.key] = mx.compile(lambda *a: step(*a))
+        return self.pair.steps[step.key](*args)
+
+    def scalar(self, position: int) -> Scalar:
+        """A position as the step wants it."""
+        return mx.array(position, mx.int32) if self.compiled else position
+
+    def state(self, cache: KVCache) -> State:
+        """A cache's state as the step wants it."""
+        return cache.fixed() if self.compiled else cache.state
+
+    def key(self, position: int) -> mx.array:
+        """Random key of the round whose anchor stands at `position`."""
+        return round_key(self._seed, position)
+
+    def history(self) -> mx.array:
+        """What penalties look at before the anchor."""
+        return recent(self.session.ids, self.sampling.history)
+
+
+class PlainDecoder(Decoder):
+    """The target alone. The next step is issued before the last one is read, as mlx-lm does."""
+
+    def __init__(self, pair: Pair, session: Session, options: Options, seed: int) -> None:
+        super().__init__(pair, session, options, seed)
+        self._step = PlainStep(pair.target, options.sampling)
+        self._issued: mx.array | None = None
+
+    def next(self, anchor: int, room: int) -> Result:
+        start = self.session.cache.length
+        packed = self._issued
+        if packed is None:
+            packed = self._issue(mx.array([anchor], mx.int32), start)
+        # A step with penalties needs the token before it in the history, and has to wait.
+        ahead = room > 1 and not self.sampling.history
+        self._issued = self._issue(packed[1:], start + 1) if ahead else None
+        return (packed.tolist()[1],), 0, 0
+
+    def commit(self, anchor: int, tokens: Sequence[int]) -> None:
+        self.session.commit([anchor], None)
+
+    def _issue(self, anchor: mx.array, start: int) -> mx.array:
+        cache = self.session.cache
+        cache.reserve(start + 1 - cache.length)
+        packed, state = self.run(
+            self._step,
+            anchor,
+            self.scalar(start),
+            self.state(cache),
+            self.history(),
+            self.key(start),
+        )
+        cache.update(state)
+        mx.async_eval(packed)
+        return packed  # type: ignore[no-any-return]
+
+
+class DraftDecoder(Decoder):
+    """DFlash: draft a block, verify it, keep the accepted tokens and the bonus."""
+
+    def __init__(self, pair: Pair, session: Session, options: Options, seed: int) -> None:
+        super().__init__(pair, session, options, seed)
+        assert pair.draft is not None and session.context is not None
+        self._context = session.context
+        self._width = options.block or pair.draft.config.block_size
+        self._step = DraftStep(pair.target, pair.draft, options.sampling, self._width)
+        self._verified: mx.array | None = None
+
+    def next(self, anchor: int, room: int) -> Result:
+        cache, context = self.session.cache, self._context
+        start, behind = cache.length, cache.length - context.length
+        cache.reserve(self._width)
+        context.reserve(behind + self._width)
+        packed, self._verified, state, context_state = self.run(
+            self._step,
+            mx.array([anchor], mx.int32),
+            self.scalar(start),
+            self.state(cache),
+            self.state(context),
+            self._features(behind),
+            self.scalar(context.length),
+            self.history(),
+            self.key(start),
+        )
+        accepted, *tokens = packed.tolist()
+        cache.update(state)
+        context.update(context_state)
+        context.commit(behind)
+        return tuple(tokens[: accepted + 1]), self._width - 1, accepted
+
+    def commit(self, anchor: int, tokens: Sequence[int]) -> None:
+        self.session.commit([anchor, *tokens[:-1]], self._verified)
+
+    def _features(self, rows: int) -> mx.array | None:
+        features = self.session.features
+        if not self.compiled:
+            return None if features is None else features[:, :rows]
+        if features is None:
+            # A compiled step takes one shape; the block overwrites every row of these.
+            size = len(self.pair.target.taps) * self.pair.target.hidden_size
+            return mx.zeros((1, self._width, size), self.pair.target.dtype)
+        return features
+
+
+def decoder_for(pair: Pair, session: Session, options: Options, seed: int) -> Decoder:
+    """The decoder that `options` asks for and the pair allows."""
+    kind = DraftDecoder if pair.draft is not None and options.speculate else PlainDecoder
+    return kind(pair, session, options, seed)
+
+
+def first_token(logits: mx.array, prompt: Sequence[int], sampling: Sampling, seed: int) -> int:
+    """The token behind the prompt from its last logits [1, vocab]."""
+    history = recent(prompt, sampling.history)[None] if sampling.history else None
+    key = round_key(seed, len(prompt) - 1)
+    return int(choose(process(logits, history, sampling), sampling, key).item())
+
+
+def recent(ids: Sequence[int], size: int) -> mx.array:
+    """The last `size` ids, -1 where there are fewer: int32 [size]."""
+    last = list(ids[-size:]) if size else []
+    return mx.array([-1] * (size - len(last)) + last, mx.int32)
+
+
+def round_key(seed: int, position: int) -> mx.array:
+    """Seed and position are the key: Threefry streams of different keys are independent."""
+    return mx.array([seed, position], mx.uint32)

@@ -1,0 +1,160 @@
+"""DFlash 1: a small transformer that proposes a block of tokens in one pass.
+
+The target's features are fused to one context row per committed token (`fc`, `hidden_norm`).
+Every layer turns that row into keys and values of its own and keeps them: they are the draft's
+memory, computed once per committed token. A block is the anchor's embedding followed by mask
+embeddings; its rows attend to the context and, unless a layer is causal, to each other. The
+target's own embedding and head serve the draft (paper: arXiv 2602.06036, section 3).
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import DraftConfig
+from ..kv import KVCache, LayerView, Scalar, State, collect, masks, views
+from .rope import Rotary
+
+
+class Attention(nn.Module):
+    """Attention of a block over the context and itself. One set of K/V weights serves both."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        bias = config.attention_bias
+        query_size = config.num_heads * config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
+        self.scale = config.head_dim**-0.5
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+
+    def remember(self, rows: mx.array, rotary: Rotary, view: LayerView) -> list[mx.array]:
+        """Write keys and values of `rows` [1, L, hidden_size] at `view.offset`.
+
+        Returns:
+            keys and values a query may attend to, each [1, kv_heads, keys, head_dim].
+        """
+        keys = rotary(self.k_norm(self._heads(self.k_proj(rows))), view.offset)
+        return list(view.update_and_fetch(keys, self._heads(self.v_proj(rows))))
+
+    def __call__(
+        self, rows: mx.array, rotary: Rotary, view: LayerView, mask: mx.array | None
+    ) -> mx.array:
+        queries = rotary(self.q_norm(self._heads(self.q_proj(rows))), view.offset)
+        keys, values = self.remember(rows, rotary, view)
+        out = mx.fast.scaled_dot_product_attention(
+            queries, keys, values, scale=self.scale, mask=mask
+        )
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(*rows.shape[:2], -1))
+
+    def _heads(self, x: mx.array) -> mx.array:
+        # [1, L, heads * head_dim] -> [1, heads, L, head_dim]; norms act on the last axis.
+        return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def __call__(
+        self, x: mx.array, rotary: Rotary, view: LayerView, mask: mx.array | None
+    ) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, view, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DFlashDraft(nn.Module):
+    """The draft network. Parameter names are those of the published checkpoints."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.fc = nn.Linear(len(config.taps) * size, size, bias=False)
+        self.hidden_norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
+        self.layers = [Layer(config) for _ in range(config.num_layers)]
+        self.norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
+        self._config = config
+        self._rotary = Rotary(config.rope, config.head_dim)
+
+    @property
+    def config(self) -> DraftConfig:
+        """What this draft is."""
+        return self._config
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The floating type the draft computes in."""
+        dtype: mx.Dtype = self.norm.weight.dtype
+        return dtype
+
+    def new_cache(self) -> KVCache:
+        """An empty context for one generation."""
+        return KVCache(self._config.windows)
+
+    def extend(self, features: mx.array, start: Scalar, state: State) -> State:
+        """Add committed tokens to the context.
+
+        Args:
+            features: [1, L, taps * hidden_size], the target's, from position `start` on.
+            start: position of the first row.
+            state: the context cache's state.
+        """
+        rows = self.hidden_norm(self.fc(features.astype(self.dtype)))
+        layer_views = views(self._config.windows, state, start)
+        for layer, view in zip(self.layers, layer_views, strict=True):
+            layer.self_attn.remember(rows, self._rotary, view)
+        return collect(state, layer_views)
+
+    def forward(self, block: mx.array, start: Scalar, state: State) -> tuple[mx.array, State]:
+        """One pass over a block, its anchor at position `start`.
+
+        The block's own keys and values land behind the context, where the next `extend` or
+        block overwrites them: the context is never copied.
+
+        Args:
+            block: the target's embeddings of anchor and masks [1, L, hidden_size].
+            start: position of the anchor, the number of context rows.
+            state: the context cache's state.
+
+        Returns:
+            hidden states for the target's head [1, L, hidden_size]; the new state.
+        """
+        config = self._config
+        layer_views = views(config.windows, state, start)
+        ahead = [not causal for causal in config.causal]
+        layer_masks = masks(config.windows, state, start, block.shape[1], ahead)
+        x = block.astype(self.dtype) * config.input_embedding_scale
+        for layer, view, mask in zip(self.layers, layer_views, layer_masks, strict=True):
+            x = layer(x, self._rotary, view, mask)
+        return self.norm(x), collect(state, layer_views)
+
+    def shape_logits(self, logits: mx.array) -> mx.array:
+        """Scale and soft-cap the head's logits as the config says."""
+        logits = logits * self._config.output_multiplier
+        cap = self._config.final_logit_softcapping
+        return logits if not cap else mx.tanh(logits / cap) * cap

@@ -1,0 +1,153 @@
+"""Model folders from the Hugging Face hub.
+
+The hub's own client does the work: its cache, its variables (HF_HOME, HF_ENDPOINT,
+HF_HUB_OFFLINE, HF_TOKEN), its progress bars on stderr. A connection that drops is taken up again
+where it stopped; after a failure for good, files that were complete are not fetched again.
+Left to do here: choose the files, and turn whatever goes wrong into one clear line.
+"""
+
+import errno
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+# The base of every transport error, of httpx or (hub client 2) httpx2.
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
+from huggingface_hub.utils import tqdm, validate_repo_id  # type: ignore[attr-defined]
+
+from .checkpoint import INDEX, shard_names
+from .errors import CheckpointError, DFlashError, DownloadError, ModelNotFoundError
+
+MODEL_FILES = (
+    *("*.json", "model*.safetensors", "tokenizer.model"),
+    *("*.tiktoken", "*.jinja", "*.txt"),
+)
+NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+AGAIN = "run the command again, complete files are kept"
+
+
+class _NoBar(tqdm):
+    """A progress bar that shows nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        untyped: Any = super()
+        untyped.__init__(*args, **{**kwargs, "disable": True})
+
+
+def fetch(
+    repo: str,
+    *,
+    revision: str | None = None,
+    patterns: Sequence[str] = MODEL_FILES,
+    quiet: bool = False,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> Path:
+    """Download `owner/name` at `revision` (branch, tag or commit) and return its folder.
+
+    Only files that match `patterns` are fetched, and never code or pickles. `endpoint` and
+    `cache` replace the hub client's own choice of server and folder.
+
+    Raises ModelNotFoundError for an unknown repo or revision, DownloadError for a gated one, no
+    network, a broken connection or a full disk, CheckpointError if shards are missing.
+    """
+    try:
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(NEVER),
+            endpoint=endpoint,
+            cache_dir=cache,
+            tqdm_class=_NoBar if quiet else None,
+        )
+    except (HTTPError, HFValidationError, OSError, RuntimeError) as error:
+        raise _explain(error, repo, revision) from error
+    _check_shards(Path(folder), repo, patterns)
+    return Path(folder)
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` has the form `owner/name` of a model on the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+def _check_shards(folder: Path, repo: str, patterns: Sequence[str]) -> None:
+    if not (folder / INDEX).is_file():
+        return
+    shards = {n for n in shard_names(folder).values() if any(fnmatch(n, p) for p in patterns)}
+    if absent := sorted(name for name in shards if not (folder / name).is_file()):
+        raise CheckpointError(
+            f"{repo}: {len(absent)} of {len(shards)} shards are missing, among them {absent[0]}; "
+            "the repo is incomplete, or the cached copy is: delete it and download it again"
+        )
+
+
+def _explain(error: Exception, repo: str, revision: str | None) -> DFlashError:
+    """One line for whatever the hub client raised."""
+    match error:
+        case HFValidationError():
+            return ModelNotFoundError(f"{repo!r} is not a hub id; expected owner/name")
+        case GatedRepoError():
+            return DownloadError(
+                f"{repo} is gated; ask for access at https://huggingface.co/{repo}, then {LOGIN}"
+            )
+        case RevisionNotFoundError():
+            return ModelNotFoundError(
+                f"{repo} has no revision {revision!r}; expected a branch, a tag or a commit of it"
+            )
+        case RepositoryNotFoundError():
+            return ModelNotFoundError(
+                f"{repo} is not on the hub or is private; check the name; if it is private, {LOGIN}"
+            )
+        case HfHubHTTPError():
+            return _explain_status(error, repo)
+        case OfflineModeIsEnabled():
+            return DownloadError(f"{repo} is not in the cache and HF_HUB_OFFLINE is set; unset it")
+        case LocalEntryNotFoundError():
+            return _explain_not_cached(error, repo, revision)
+    return _explain_broken(error, repo)
+
+
+def _explain_status(error: HfHubHTTPError, repo: str) -> DFlashError:
+    status = error.response.status_code
+    if status in (401, 403):
+        return DownloadError(f"{repo}: the hub refused access (HTTP {status}); {LOGIN}")
+    if status == 429:
+        return DownloadError(f"{repo}: too many requests to the hub; wait a few minutes or {LOGIN}")
+    return DownloadError(f"{repo}: the hub answered HTTP {status}; {AGAIN}")
+
+
+def _explain_not_cached(error: Exception, repo: str, revision: str | None) -> DFlashError:
+    # The client wraps what went wrong on the network in "not in the cache either".
+    if isinstance(error.__cause__, (HfHubHTTPError, OfflineModeIsEnabled)):
+        return _explain(error.__cause__, repo, revision)
+    return DownloadError(f"{repo} is not in the cache and the hub cannot be reached; {AGAIN}")
+
+
+def _explain_broken(error: Exception, repo: str) -> DFlashError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DownloadError(f"{repo}: the disk is full; free some space and {AGAIN}")
+    if isinstance(error, OSError) and error.strerror:
+        place = f" ({error.filename})" if error.filename else ""
+        return DownloadError(f"{repo} could not be stored: {error.strerror}{place}")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DownloadError(f"{repo}: the download broke off ({reason}); {AGAIN}")

@@ -1,0 +1,202 @@
+"""Keys and values of attention layers, written in place.
+
+A `KVCache` belongs to one generation. Its arrays form a plain pytree (`state`) that goes into a
+forward pass and comes out updated, so that a pass can be compiled; which rows count is decided
+by `length` alone. Rows behind it are garbage that the next pass overwrites: rolling back the
+rejected part of a block is one assignment.
+
+Slot 0 of a layer holds position `base`. Layers with full attention keep base 0 and grow; layers
+with a sliding window move the rows still visible to the front when they run out of slots, which
+bounds their memory and keeps every row at slot `position - base`.
+
+A pass runs in one of two ways. *Exact*: `start` and the bases are ints, and layers see just the
+rows that exist (prefill, and decoding where nothing is compiled). *Fixed*: they are int32
+scalars on the device, layers see all slots, and masks hide those that do not count, so that one
+compiled pass serves every length until the slots run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+Windows = tuple[int | None, ...]  # per layer: the sliding window, None for full attention
+Scalar = int | mx.array
+# "base": one scalar per distinct window; "layers": [keys, values] per layer, each
+# [1, kv_heads, slots, head_dim], or None before the first pass.
+State = dict[str, list[Any]]
+STEP = 256  # slots are added in this many, as mlx-lm does
+
+
+class LayerView:
+    """One layer's cache during one pass, in the protocol that mlx-lm's attention expects."""
+
+    def __init__(self, rows: list[mx.array] | None, base: Scalar, start: Scalar) -> None:
+        self.rows = rows
+        self.offset = start
+        self._base = base
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write [1, kv_heads, L, head_dim] at `offset`; return what queries may attend to."""
+        if isinstance(self.offset, int):
+            first = self.offset - int(self._base)
+            last = first + keys.shape[2]
+            self.rows = [_write(old, new, first) for old, new in self._pairs(keys, values)]
+            return self.rows[0][..., :last, :], self.rows[1][..., :last, :]
+        slot = (self.offset - self._base)[None]
+        self.rows = [
+            mx.slice_update(old, new, slot, axes=(2,)) for old, new in self._pairs(keys, values)
+        ]
+        return self.rows[0], self.rows[1]
+
+    def _pairs(self, keys: mx.array, values: mx.array) -> list[tuple[Any, mx.array]]:
+        old = self.rows or [None, None]
+        return [(old[0], keys), (old[1], values)]
+
+
+def views(windows: Windows, state: State, start: Scalar) -> list[LayerView]:
+    """One view per layer for a pass whose first row is at position `start`."""
+    bases = dict(zip(dict.fromkeys(windows), state["base"], strict=True))
+    return [
+        LayerView(rows, bases[window], start)
+        for window, rows in zip(windows, state["layers"], strict=True)
+    ]
+
+
+def collect(state: State, layers: Sequence[LayerView]) -> State:
+    """The state after a pass over `layers`."""
+    return {"base": state["base"], "layers": [layer.rows for layer in layers]}
+
+
+def masks(
+    windows: Windows, state: State, start: Scalar, rows: int, ahead: Sequence[bool] = ()
+) -> list[Any]:
+    """Per layer: which keys the `rows` queries from position `start` on may see.
+
+    Args:
+        ahead: per layer, whether a query also sees the rows behind it (a bidirectional block);
+            nowhere by default.
+
+    Returns:
+        bool [rows, keys] per layer, or mlx-lm's shorthands for the same: "causal", and None for
+        everything.
+    """
+    made: dict[tuple[int | None, bool], Any] = {}
+    bases = dict(zip(dict.fromkeys(windows), state["base"], strict=True))
+    kinds = list(zip(windows, ahead or [False] * len(windows), strict=True))
+    for (window, sees_ahead), layer in zip(kinds, state["layers"], strict=True):
+        if (window, sees_ahead) not in made:
+            slots = layer[0].shape[2] if layer else 0
+            made[window, sees_ahead] = _mask(window, bases[window], start, rows, slots, sees_ahead)
+    return [made[kind] for kind in kinds]
+
+
+class KVCache:
+    """The attention cache of all layers of one model in one generation."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+        self.length = 0
+        self.state: State = {
+            "base": [0] * len(dict.fromkeys(windows)),
+            "layers": [None] * len(windows),
+        }
+
+    def commit(self, rows: int) -> None:
+        """Keep the first `rows` rows of the last pass and forget the rest."""
+        self.length += rows
+
+    def update(self, state: State) -> None:
+        """Take over the rows that a pass has written."""
+        self.state["layers"] = state["layers"]
+
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` more rows behind `length`; sliding layers drop what none sees."""
+        layers = self.state["layers"]
+        for index, window in enumerate(dict.fromkeys(self.windows)):
+            drop = self._surplus(self.state["base"][index], window, rows)
+            self.state["base"][index] += drop
+            slots = self.length + rows - self.state["base"][index]
+            for i, pair in enumerate(layers):
+                if pair and self.windows[i] == window:
+                    # Rolling keeps the number of slots, and so a compiled pass.
+                    layers[i] = [_room(mx.roll(a, -drop, 2) if drop else a, slots) for a in pair]
+
+    def trim(self, length: int) -> int:
+        """Forget the rows from position `length` on.
+
+        Returns:
+            The length reached: 0 where a sliding window no longer holds the rows that going on
+            from `length` would read.
+        """
+        bases = zip(dict.fromkeys(self.windows), self.state["base"], strict=True)
+        if any(w is not None and base > max(0, length - w + 1) for w, base in bases):
+            length = 0
+        self.length = min(self.length, length)
+        if self.length == 0:
+            self.state["base"] = [0] * len(self.state["base"])
+        return self.length
+
+    def skip(self, length: int) -> None:
+        """Go on at position `length` without the rows before it (all layers must slide)."""
+        assert None not in self.windows
+        self.length = length
+        self.state["base"] = [length] * len(self.state["base"])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(a.nbytes for pair in self.state["layers"] if pair for a in pair)
+
+    def arrays(self) -> list[mx.array]:
+        """What must be evaluated for the last pass to be written."""
+        return [a for pair in self.state["layers"] if pair for a in pair]
+
+    def fixed(self) -> State:
+        """The state as input of a compiled pass."""
+        return {
+            "base": [mx.array(base, mx.int32) for base in self.state["base"]],
+            "layers": self.state["layers"],
+        }
+
+    def _surplus(self, base: int, window: int | None, rows: int) -> int:
+        """How many of the oldest rows to drop before `rows` more are written."""
+        if window is None or self.length + rows - base <= window + 2 * STEP:
+            return 0
+        # STEP rows more than the window stay, so that a chat can step back a little.
+        return max(0, self.length - window - STEP - base)
+
+
+def _write(old: mx.array | None, new: mx.array, first: int) -> mx.array:
+    last = first + new.shape[2]
+    rows = _room(new[..., :0, :] if old is None else old, last)
+    rows[..., first:last, :] = new
+    return rows
+
+
+def _room(rows: mx.array, slots: int) -> mx.array:
+    """`rows` with at least `slots` slots, the new ones zero."""
+    missing = slots - rows.shape[2]
+    if missing <= 0:
+        return rows
+    batch, heads, _, dim = rows.shape
+    # Zeros, not garbage: a masked NaN would still reach the output.
+    more = mx.zeros((batch, heads, -(-missing // STEP) * STEP, dim), rows.dtype)
+    return mx.concatenate([rows, more], axis=2)
+
+
+def _mask(
+    window: int | None, base: Scalar, start: Scalar, rows: int, slots: int, ahead: bool
+) -> Any:
+    last = start + rows
+    exact = isinstance(last, int)
+    if exact and (window is None or int(last) - int(base) <= window):
+        return None if ahead or rows == 1 else "causal"
+    key = base + mx.arange(int(last) - int(base) if exact else slots)
+    query = (start + mx.arange(rows))[:, None]
+    seen = (key < last) & (query == query) if ahead else key <= query
+    if window is not None:
+        seen = seen & (key > query - window)
+    return seen

@@ -1,0 +1,278 @@
+"""From a name to a `Pair`: find the files, check that they fit, load target and draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from . import pairs
+from .checkpoint import check_names, read_config, read_tensors
+from .config import DraftConfig
+from .drafts.dflash import DFlashDraft
+from .embedded import embedded_draft, embedded_target
+from .errors import CheckpointError, ModelNotFoundError, PairError, UnsupportedError, UsageError
+from .hub import fetch, is_repo_id
+from .targets import TARGETS, target_for
+from .targets.base import Target
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+BITS = (4, 8)
+GROUP_SIZE = 64
+
+
+@dataclass(eq=False)
+class Pair:
+    """A target, the draft that belongs to it, and their tokenizer.
+
+    Attributes:
+        tokenizer: mlx-lm's wrapper.
+        eos_ids: tokens that end an answer.
+        max_context: tokens of prompt and answer together.
+        compiles: whether rounds are compiled by default: on a GPU, where building graphs in
+            Python is what a round waits for. On the CPU the first use of every compiled piece
+            would wait seconds for a C++ compiler.
+        steps: compiled rounds, kept between generations; they hold the weights as they were when
+            first used.
+    """
+
+    target: Target
+    draft: DFlashDraft | None
+    tokenizer: Any
+    eos_ids: frozenset[int]
+    max_context: int
+    name: str
+    draft_name: str | None
+    compiles: bool = field(default_factory=lambda: mx.default_device().type == mx.gpu)
+    steps: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Ids of a text, with the tokenizer's special tokens unless the text begins with them."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        bos = self.tokenizer.bos_token
+        special = bos is None or not prompt.startswith(bos)
+        return list(self.tokenizer.encode(prompt, add_special_tokens=special))
+
+
+def load(
+    model: str = pairs.EMBEDDED,
+    draft: str | None = None,
+    *,
+    speculate: bool = True,
+    bits: int | None = None,
+    draft_bits: int | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    draft_revision: str | None = None,
+    quiet: bool = False,
+) -> Pair:
+    """Load a target and its draft.
+
+    Args:
+        model: a short name (`smollm2-135m`, `Qwen3-4B`), a hub id or a local folder.
+        draft: a hub id or a local folder; by default the draft that is known for the target.
+        speculate: False loads no draft.
+        bits: quantise the target to 4 or 8 bits while loading.
+        draft_bits: the same for the draft.
+        dtype: floating type to compute in: float32, bfloat16 or float16. By default the files'
+            own on a GPU, float32 on the CPU.
+        revision: branch, tag or commit of a target on the hub.
+        draft_revision: the same for the draft.
+        quiet: show no progress.
+
+    Raises:
+        DFlashError: one line that says what was given, what was expected and what to do.
+    """
+    _check_options(bits, draft_bits, dtype)
+    known = pairs.find(model)
+    target_folder = _target_folder(model, known, revision, quiet)
+    raw = read_config(target_folder)
+    _check_family(raw, model)
+    found = _find_draft(model, draft, known, draft_revision, quiet) if speculate else None
+    config = None
+    if found is not None:
+        config = DraftConfig.from_dict(read_config(found[0]), f"{found[1]}/config.json")
+        _check_fit(config, raw, model, found[1])
+    lm, tokenizer = _load_target(target_folder, raw, bits, dtype)
+    network = None
+    if found is not None and config is not None:
+        network = read_draft(found[0], config, draft_bits, dtype)
+    return Pair(
+        target=target_for(lm, config.taps if config else ()),
+        draft=network,
+        tokenizer=tokenizer,
+        eos_ids=frozenset(tokenizer.eos_token_ids),
+        max_context=_text(raw).get("max_position_embeddings") or 8192,
+        name=known.name if known and model.lower() == known.name.lower() else model,
+        draft_name=found[1] if found else None,
+    )
+
+
+def read_draft(
+    folder: Path, config: DraftConfig, bits: int | None = None, dtype: str | None = None
+) -> DFlashDraft:
+    """Read a draft's tensors, each by its name.
+
+    Args:
+        folder: config.json and safetensors.
+        config: the checked config.
+        bits: quantise the linear layers to 4 or 8 bits.
+        dtype: floating type to compute in.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape.
+    """
+    network = DFlashDraft(config)
+    tensors = read_tensors(folder)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    quantised = read_config(folder).get("quantization")
+    if isinstance(quantised, dict):
+        nn.quantize(
+            network,
+            group_size=quantised["group_size"],
+            bits=quantised["bits"],
+            class_predicate=lambda path, _: f"{path}.scales" in tensors,
+        )
+    expected = {name: value.shape for name, value in tree_flatten(network.parameters())}
+    check_names(tensors, expected, str(folder))
+    network.load_weights(list(tensors.items()))
+    network.set_dtype(_draft_dtype(network.dtype, dtype))
+    if bits:
+        if quantised:
+            raise UsageError("the draft is quantised already; leave out --draft-bits")
+        nn.quantize(network, group_size=GROUP_SIZE, bits=bits, class_predicate=_divides)
+    mx.eval(network.parameters())
+    return network
+
+
+def _draft_dtype(stored: mx.Dtype, wanted: str | None) -> mx.Dtype:
+    """The draft never runs in float16: features of the target overflow it in the fusion."""
+    dtype = _dtype(wanted, stored)
+    return mx.bfloat16 if dtype == mx.float16 else dtype
+
+
+def _dtype(wanted: str | None, stored: mx.Dtype) -> mx.Dtype:
+    if wanted is not None:
+        return DTYPES[wanted]
+    # Only float32 goes through a BLAS on the CPU; everything else is many times slower.
+    return stored if mx.default_device().type == mx.gpu else mx.float32
+
+
+def _divides(_: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and module.weight.shape[-1] % GROUP_SIZE == 0
+
+
+def _check_options(bits: int | None, draft_bits: int | None, dtype: str | None) -> None:
+    for name, value in (("bits", bits), ("draft bits", draft_bits)):
+        if value is not None and value not in BITS:
+            raise UsageError(f"{name} is {value}, expected 4 or 8")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+
+
+def _target_folder(
+    model: str, known: pairs.Known | None, revision: str | None, quiet: bool
+) -> Path:
+    if Path(model).expanduser().is_dir():
+        return Path(model).expanduser()
+    if known is not None and model.lower() == known.name.lower():
+        if known.name == pairs.EMBEDDED:
+            return embedded_target(quiet=quiet)
+        return _fetch(known.target, known, revision, quiet)
+    if is_repo_id(model) and "/" in model:
+        return _fetch(model, known, revision, quiet)
+    raise ModelNotFoundError(
+        f"no model {model!r}: not a folder, not a hub id (owner/name), and not one of "
+        f"{pairs.names()}"
+    )
+
+
+def _fetch(repo: str, known: pairs.Known | None, revision: str | None, quiet: bool) -> Path:
+    if known is not None and known.family not in TARGETS:
+        raise UnsupportedError(f"{repo} is of type {known.family!r}, which is not supported yet")
+    return fetch(repo, revision=revision, quiet=quiet)
+
+
+def _find_draft(
+    model: str, draft: str | None, known: pairs.Known | None, revision: str | None, quiet: bool
+) -> tuple[Path, str]:
+    """Folder and name of the draft."""
+    if draft is not None:
+        if Path(draft).expanduser().is_dir():
+            return Path(draft).expanduser(), draft
+        if not is_repo_id(draft) or "/" not in draft:
+            raise ModelNotFoundError(f"no draft {draft!r}: not a folder, not a hub id (owner/name)")
+        return fetch(draft, revision=revision, quiet=quiet), draft
+    if known is None:
+        raise PairError(
+            f"no draft is known for {model!r}; name one with --draft, or decode plainly with "
+            "--no-draft"
+        )
+    if known.name == pairs.EMBEDDED:
+        return embedded_draft(), f"{pairs.EMBEDDED}-dflash"
+    return fetch(known.draft, revision=revision, quiet=quiet), known.draft
+
+
+def _text(raw: dict[str, Any]) -> dict[str, Any]:
+    """The part of a target's config that describes the language model."""
+    nested = raw.get("text_config")
+    return nested if isinstance(nested, dict) else raw
+
+
+def _check_family(raw: dict[str, Any], model: str) -> None:
+    kind = raw.get("model_type")
+    if kind not in TARGETS:
+        raise UnsupportedError(
+            f"{model} is of type {kind!r}, which is not supported; supported are "
+            f"{', '.join(TARGETS)}"
+        )
+
+
+def _check_fit(config: DraftConfig, raw: dict[str, Any], model: str, draft: str) -> None:
+    """Refuse a draft that was made for another target, before anything is loaded."""
+    text = _text(raw)
+    layers = text.get("num_hidden_layers", 0)
+    wrong = None
+    if config.hidden_size != text.get("hidden_size"):
+        wrong = f"hidden size {config.hidden_size} against {text.get('hidden_size')}"
+    elif config.num_target_layers not in (None, layers):
+        wrong = f"made for {config.num_target_layers} target layers, the target has {layers}"
+    elif max(config.taps) >= layers:
+        wrong = f"taps layer {max(config.taps)} of a target with {layers} layers"
+    elif config.vocab_size != text.get("vocab_size"):
+        wrong = f"vocabulary {config.vocab_size} against {text.get('vocab_size')}"
+    elif not 0 <= config.mask_token_id < config.vocab_size:
+        wrong = f"mask token {config.mask_token_id} outside {config.vocab_size} tokens"
+    if wrong:
+        raise PairError(f"the draft {draft} does not fit {model}: {wrong}")
+
+
+def _load_target(
+    folder: Path, raw: dict[str, Any], bits: int | None, dtype: str | None
+) -> tuple[Any, Any]:
+    import mlx_lm
+    from mlx_lm.utils import quantize_model
+
+    read_tensors(folder)  # every header is checked here; the tensors themselves stay on disk
+    try:
+        lm, tokenizer, config = mlx_lm.load(str(folder), lazy=True, return_config=True)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(f"{folder} cannot be loaded by mlx-lm: {reason}") from error
+    stored = next(
+        v.dtype for _, v in tree_flatten(lm.parameters()) if mx.issubdtype(v.dtype, mx.floating)
+    )
+    lm.set_dtype(_dtype(dtype, stored))
+    if bits:
+        if raw.get("quantization"):
+            raise UsageError(f"{folder} is quantised already; leave out --bits")
+        lm, _ = quantize_model(lm, config, GROUP_SIZE, bits)
+    mx.eval(lm.parameters())
+    lm.eval()
+    return lm, tokenizer

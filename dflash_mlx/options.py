@@ -1,0 +1,45 @@
+"""What to generate and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .errors import UsageError
+from .sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to generate and how.
+
+    Attributes:
+        max_tokens: at most this many tokens; the model's context may end the text sooner.
+        sampling: how tokens are chosen.
+        block: tokens verified per round, the anchor included; None is the draft's own block.
+        speculate: False decodes plainly with the same code.
+        stop: texts that end the answer; not part of it.
+        seed: 32-bit seed that reproduces a sampled run; None draws one.
+        prefill_chunk: prompt tokens per pass.
+        compiled: compile the passes of a round (`mx.compile`); None where that pays.
+    """
+
+    max_tokens: int = 512
+    sampling: Sampling = field(default_factory=Sampling)
+    block: int | None = None
+    speculate: bool = True
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    prefill_chunk: int = 512
+    compiled: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 0:
+            raise UsageError(f"max_tokens is {self.max_tokens}, expected 0 or more")
+        if self.block is not None and not 2 <= self.block <= 64:
+            raise UsageError(f"block is {self.block}, expected 2 to 64")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed}, expected 0 to {2**32 - 1}")
+        if self.prefill_chunk < 1:
+            raise UsageError(f"prefill_chunk is {self.prefill_chunk}, expected 1 or more")
+        if "" in self.stop:
+            raise UsageError("a stop text is empty; every answer would end at once")

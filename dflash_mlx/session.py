@@ -1,0 +1,132 @@
+"""What one conversation remembers: its ids, the target's cache and the draft's context.
+
+A session may be stopped anywhere, even in a pass: only rows that `ids` and both lengths agree on
+count, and `prefill` starts from the longest prefix of the prompt that they do agree on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from .drafts.dflash import DFlashDraft
+from .kv import KVCache
+from .targets.base import Target
+
+Progress = Callable[[int, int], None]
+
+
+class Session:
+    """The memory of one conversation with a pair; not to be used by two generations at once.
+
+    Attributes:
+        ids: the tokens whose rows the target's cache holds.
+        cache: the target's cache.
+        context: the draft's context; None without a draft.
+    """
+
+    def __init__(self, target: Target, draft: DFlashDraft | None) -> None:
+        self.target = target
+        self.draft = draft
+        self.ids: list[int] = []
+        self.cache = target.new_cache()
+        self.context: KVCache | None = draft.new_cache() if draft else None
+        self.features: mx.array | None = None  # verified, not yet in the context
+
+    def prefill(
+        self, prompt: Sequence[int], *, chunk: int, progress: Progress | None = None
+    ) -> tuple[mx.array, int]:
+        """Bring the caches to the end of `prompt`.
+
+        Args:
+            prompt: at least one id.
+            chunk: tokens per pass, which bounds the memory of a pass.
+            progress: called with tokens done and tokens to do.
+
+        Returns:
+            logits behind the last id [1, vocab]; how many ids were in the caches already.
+        """
+        kept = self.rewind(prompt)
+        hidden = None
+        for first in range(kept, len(prompt), chunk):
+            ids = list(prompt[first : first + chunk])
+            self.cache.reserve(len(ids))
+            hidden, features, state = self.target.forward(
+                mx.array([ids], mx.int32), first, self.cache.state
+            )
+            self.cache.state = state
+            if features is not None:
+                self._remember(features, first, len(prompt))
+            mx.eval(self.cache.arrays(), self.context.arrays() if self.context else [])
+            self.ids += ids
+            self.cache.commit(len(ids))
+            mx.clear_cache()
+            if progress:
+                progress(first + len(ids) - kept, len(prompt) - kept)
+        assert hidden is not None
+        return self.target.head(hidden[:, -1:])[:, 0], kept
+
+    def rewind(self, prompt: Sequence[int]) -> int:
+        """Forget what is not a proper prefix of `prompt`; returns how many rows are left."""
+        self.flush()
+        length = min(_common(self.ids, prompt), len(prompt) - 1, self.cache.length)
+        if self.context is not None:
+            length = min(length, self.context.length)
+            if self.context.trim(length) != length:
+                length = 0
+        if self.cache.trim(length) != length:
+            length = 0
+        if length == 0:
+            self.cache.trim(0)
+            if self.context is not None:
+                self.context.trim(0)
+        del self.ids[length:]
+        return length
+
+    def commit(self, tokens: Sequence[int], features: mx.array | None) -> None:
+        """Keep the rows of `tokens`, the anchor and what was accepted behind it.
+
+        Args:
+            tokens: their ids.
+            features: [1, L >= len(tokens), ...] of the verified rows; None in plain decoding.
+        """
+        self.ids += tokens
+        self.cache.commit(len(tokens))
+        self.features = features
+
+    def flush(self) -> None:
+        """Add the features of the last round to the draft's context."""
+        features, self.features = self.features, None
+        if features is None or self.context is None or self.draft is None:
+            return
+        rows = self.cache.length - self.context.length
+        self.context.reserve(rows)
+        self.context.state = self.draft.extend(
+            features[:, :rows], self.context.length, self.context.state
+        )
+        self.context.commit(rows)
+
+    def _remember(self, features: mx.array, first: int, total: int) -> None:
+        """Add a chunk of the prompt to the context, without rows no draft layer would see."""
+        if self.context is None or self.draft is None:
+            return
+        if None not in self.context.windows:
+            reach = max(w for w in self.context.windows if w is not None)
+            unseen = total - reach - first
+            if unseen >= features.shape[1]:
+                return
+            if unseen > 0:
+                features, first = features[:, unseen:], first + unseen
+                self.context.skip(first)
+        rows = features.shape[1]
+        self.context.reserve(rows)
+        self.context.state = self.draft.extend(features, first, self.context.state)
+        self.context.commit(rows)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

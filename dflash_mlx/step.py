@@ -1,0 +1,133 @@
+"""One round on the device: draft, verify, accept. Pure functions on arrays, so they compile.
+
+Positions: the anchor stands at `start`, which is also the number of rows in the target's cache
+and in the draft's context once the features of the last round have been added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from .accept import accept_greedy, accept_sampled
+from .drafts.dflash import DFlashDraft
+from .kv import Scalar, State
+from .sampling import Sampling, log_distribution, process
+from .targets.base import Target
+
+
+@dataclass(frozen=True, eq=False)
+class PlainStep:
+    """One token by the target alone: a round of width 1."""
+
+    target: Target
+    sampling: Sampling
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """What tells this step from others of the same pair."""
+        return (1, self.sampling)
+
+    def __call__(
+        self, anchor: mx.array, start: Scalar, state: State, history: mx.array, key: mx.array
+    ) -> tuple[mx.array, State]:
+        """Take int32 [1] at position `start` to int32 [2] (0 accepted, the next token)."""
+        hidden, _, state = self.target.forward(anchor[None], start, state)
+        rows = _histories(history, anchor)
+        logits = process(self.target.head(hidden)[0], rows, self.sampling)
+        token = choose(logits, self.sampling, key)
+        return mx.concatenate([mx.zeros(1, mx.int32), token]), state
+
+
+@dataclass(frozen=True, eq=False)
+class DraftStep:
+    """One round of DFlash with `width` verified tokens."""
+
+    target: Target
+    draft: DFlashDraft
+    sampling: Sampling
+    width: int
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """What tells this step from others of the same pair."""
+        return (self.width, self.sampling)
+
+    def __call__(
+        self,
+        anchor: mx.array,
+        start: Scalar,
+        state: State,
+        context: State,
+        features: mx.array | None,
+        features_start: Scalar,
+        history: mx.array,
+        key: mx.array,
+    ) -> tuple[mx.array, mx.array, State, State]:
+        """Draft behind the anchor, verify, accept.
+
+        Args:
+            anchor: int32 [1], the last committed token.
+            start: its position.
+            state: the target's cache.
+            context: the draft's cache.
+            features: [1, L, taps * hidden_size] not yet in the context; rows that were rejected
+                may trail, the block overwrites them.
+            features_start: position of their first row.
+            history: int32 [sampling.history], the tokens before the anchor, -1 where none.
+            key: random key of this round.
+
+        Returns:
+            int32 [1 + width] as `accept` describes; features [1, width, ...] of the verified
+            rows; the new states of target and draft.
+        """
+        draft_key, accept_key = mx.random.split(key)
+        if features is not None:
+            context = self.draft.extend(features, features_start, context)
+        logits, context = self._draft(anchor, start, context)
+        # The draft does not know its own block while it draws it, only what stands before.
+        rows = _histories(history, anchor)
+        drafted, logq = self._draw(process(logits, rows, self.sampling), draft_key)
+
+        block = mx.concatenate([anchor, drafted])
+        hidden, verified, state = self.target.forward(block[None], start, state)
+        logits = process(self.target.head(hidden)[0], _histories(history, block), self.sampling)
+        assert verified is not None
+        if logq is None:
+            packed = accept_greedy(drafted, mx.argmax(logits, axis=-1))
+        else:
+            logp = log_distribution(logits, self.sampling)
+            packed = accept_sampled(drafted, logq, logp, accept_key)
+        return packed, verified, state, context
+
+    def _draft(self, anchor: mx.array, start: Scalar, context: State) -> tuple[mx.array, State]:
+        """Logits [width - 1, vocab] of the positions behind the anchor."""
+        masks = mx.full(self.width - 1, self.draft.config.mask_token_id, mx.int32)
+        block = self.target.embed(mx.concatenate([anchor, masks])[None])
+        hidden, context = self.draft.forward(block, start, context)
+        logits = self.target.head(hidden[:, 1:].astype(self.target.dtype))
+        return self.draft.shape_logits(logits)[0], context
+
+    def _draw(self, logits: mx.array, key: mx.array) -> tuple[mx.array, mx.array | None]:
+        if self.sampling.greedy:
+            return mx.argmax(logits, axis=-1).astype(mx.int32), None
+        logq = log_distribution(logits, self.sampling)
+        return mx.random.categorical(logq, key=key).astype(mx.int32), logq
+
+
+def choose(logits: mx.array, sampling: Sampling, key: mx.array) -> mx.array:
+    """One token per row of processed logits [rows, vocab]: int32 [rows]."""
+    if sampling.greedy:
+        return mx.argmax(logits, axis=-1).astype(mx.int32)
+    return mx.random.categorical(log_distribution(logits, sampling), key=key).astype(mx.int32)
+
+
+def _histories(history: mx.array, block: mx.array) -> mx.array | None:
+    """Per row of `block`, the last tokens up to and including it: int32 [L, len(history)]."""
+    size = history.shape[0]
+    if size == 0:
+        return None
+    tokens = mx.concatenate([history, block])
+    return tokens[1 + mx.arange(block.shape[0])[:, None] + mx.arange(size)]
