@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-PYTEST_ARGS ?= -n auto --dist loadfile
+PYTEST_ARGS ?= -n auto --dist worksteal
 
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -76,7 +76,7 @@ class PlainDecoder(Decoder):
         # A step with penalties needs the token before it in the history, and has to wait.
         ahead = room > 1 and not self.sampling.history
         self._issued = self._issue(packed[1:], start + 1) if ahead else None
-        return (packed.tolist()[1],), 0, 0
+        return (_read(packed)[1],), 0, 0
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         self.session.commit([anchor], None)
@@ -94,7 +94,7 @@ class PlainDecoder(Decoder):
         )
         cache.update(state)
         mx.async_eval(packed)
-        return packed  # type: ignore[no-any-return]
+        return cast(mx.array, packed)
 
 
 class DraftDecoder(Decoder):
@@ -124,7 +124,7 @@ class DraftDecoder(Decoder):
             self.history(),
             self.key(start),
         )
-        accepted, *tokens = packed.tolist()
+        accepted, *tokens = _read(packed)
         cache.update(state)
         context.update(context_state)
         context.commit(behind)
@@ -154,7 +154,12 @@ def first_token(logits: mx.array, prompt: Sequence[int], sampling: Sampling, see
     """The token behind the prompt from its last logits [1, vocab]."""
     history = recent(prompt, sampling.history)[None] if sampling.history else None
     key = round_key(seed, len(prompt) - 1)
-    return int(choose(process(logits, history, sampling), sampling, key).item())
+    return _read(choose(process(logits, history, sampling), sampling, key))[0]
+
+
+def _read(packed: mx.array) -> list[int]:
+    """The round's one transfer to the host."""
+    return cast(list[int], packed.tolist())
 
 
 def recent(ids: Sequence[int], size: int) -> mx.array:

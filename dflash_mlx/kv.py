@@ -52,8 +52,9 @@ class LayerView:
         return self.rows[0], self.rows[1]
 
     def _pairs(self, keys: mx.array, values: mx.array) -> list[tuple[Any, mx.array]]:
-        old = self.rows or [None, None]
-        return [(old[0], keys), (old[1], values)]
+        if self.rows is None:
+            return [(None, keys), (None, values)]
+        return [(self.rows[0], keys), (self.rows[1], values)]
 
 
 def views(windows: Windows, state: State, start: Scalar) -> list[LayerView]:

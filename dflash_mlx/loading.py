@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -139,7 +139,7 @@ def read_draft(
             bits=quantised["bits"],
             class_predicate=lambda path, _: f"{path}.scales" in tensors,
         )
-    expected = {name: value.shape for name, value in tree_flatten(network.parameters())}
+    expected = {name: value.shape for name, value in _parameters(network).items()}
     check_names(tensors, expected, str(folder))
     network.load_weights(list(tensors.items()))
     network.set_dtype(_draft_dtype(network.dtype, dtype))
@@ -147,8 +147,7 @@ def read_draft(
         if quantised:
             raise UsageError("the draft is quantised already; leave out --draft-bits")
         nn.quantize(network, group_size=GROUP_SIZE, bits=bits, class_predicate=_divides)
-    mx.eval(network.parameters())
-    return network
+    return network.prepare()
 
 
 def _draft_dtype(stored: mx.Dtype, wanted: str | None) -> mx.Dtype:
@@ -162,6 +161,10 @@ def _dtype(wanted: str | None, stored: mx.Dtype) -> mx.Dtype:
         return DTYPES[wanted]
     # Only float32 goes through a BLAS on the CPU; everything else is many times slower.
     return stored if mx.default_device().type == mx.gpu else mx.float32
+
+
+def _parameters(module: nn.Module) -> dict[str, mx.array]:
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
 
 
 def _divides(_: str, module: nn.Module) -> bool:
@@ -265,10 +268,8 @@ def _load_target(
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"{folder} cannot be loaded by mlx-lm: {reason}") from error
-    stored = next(
-        v.dtype for _, v in tree_flatten(lm.parameters()) if mx.issubdtype(v.dtype, mx.floating)
-    )
-    lm.set_dtype(_dtype(dtype, stored))
+    floating = [v for v in _parameters(lm).values() if mx.issubdtype(v.dtype, mx.floating)]
+    lm.set_dtype(_dtype(dtype, floating[0].dtype))
     if bits:
         if raw.get("quantization"):
             raise UsageError(f"{folder} is quantised already; leave out --bits")

@@ -51,7 +51,7 @@ class TextStream:
         if self.stopped:
             return text
         self._machine, rest, _ = TextStateMachine.flush(self._machine)
-        return text + rest
+        return text + str(rest)
 
     def _pass(self, text: str) -> str:
         self._machine, certain, state = TextStateMachine.step(self._machine, text)

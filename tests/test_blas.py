@@ -64,12 +64,15 @@ def test_the_forwarding_library_is_found_first_and_compiled_once(tmp_path):
 
 
 @linux
-@pytest.mark.parametrize(("wanted", "threads"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "2"}, "2")])
+@pytest.mark.parametrize(
+    ("wanted", "threads"),
+    [({}, 1), ({"OPENBLAS_NUM_THREADS": "2"}, min(2, os.cpu_count() or 1))],
+)
 def test_one_thread_unless_openblas_is_told_otherwise(tmp_path, monkeypatch, wanted, threads):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     code = "prefer_openblas(cache)\nimport ctypes\n"
     code += "print(ctypes.CDLL(None).scipy_openblas_get_num_threads())"
-    assert run(code, tmp_path, **wanted) == [threads]
+    assert run(code, tmp_path, **wanted) == [str(threads)]
 
 
 @linux

@@ -161,6 +161,13 @@ def test_pips_progress_is_passed_on(tmp_path):
     assert [now[1:] for now in seen] == [(1, 2), (5, None)]
 
 
+def test_a_stray_module_in_the_working_folder_is_not_run(index, root, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "pip.py").write_text("raise SystemExit('stray')")
+    monkeypatch.chdir(tmp_path / "work")
+    assert prepare(index.pin, root, quiet=True, options=index.options).is_dir()
+
+
 def test_what_a_killed_process_left_is_cleared_away(index, root):
     (root / ".tiny-v1.abc" / "wheel").mkdir(parents=True)
     (root / ".other").mkdir()

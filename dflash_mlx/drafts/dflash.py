@@ -9,6 +9,8 @@ target's own embedding and head serve the draft (paper: arXiv 2602.06036, sectio
 
 from __future__ import annotations
 
+import copy
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -34,20 +36,12 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
-    def remember(self, rows: mx.array, rotary: Rotary, view: LayerView) -> list[mx.array]:
-        """Write keys and values of `rows` [1, L, hidden_size] at `view.offset`.
-
-        Returns:
-            keys and values a query may attend to, each [1, kv_heads, keys, head_dim].
-        """
-        keys = rotary(self.k_norm(self._heads(self.k_proj(rows))), view.offset)
-        return list(view.update_and_fetch(keys, self._heads(self.v_proj(rows))))
-
     def __call__(
         self, rows: mx.array, rotary: Rotary, view: LayerView, mask: mx.array | None
     ) -> mx.array:
         queries = rotary(self.q_norm(self._heads(self.q_proj(rows))), view.offset)
-        keys, values = self.remember(rows, rotary, view)
+        keys = rotary(self.k_norm(self._heads(self.k_proj(rows))), view.offset)
+        keys, values = view.update_and_fetch(keys, self._heads(self.v_proj(rows)))
         out = mx.fast.scaled_dot_product_attention(
             queries, keys, values, scale=self.scale, mask=mask
         )
@@ -88,6 +82,42 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class ContextProjection:
+    """Context rows to keys and values of all layers at once.
+
+    One matrix product and one rotation instead of one per layer. The layers' own K/V weights
+    become views of the joined ones, so nothing is held twice.
+    """
+
+    def __init__(self, layers: list[Layer], config: DraftConfig) -> None:
+        attention = [layer.self_attn for layer in layers]
+        self._join([a.k_proj for a in attention] + [a.v_proj for a in attention])
+        heads = config.num_kv_heads
+        # [layers * kv_heads, 1, head_dim]: every layer has a norm of its own.
+        self.k_norm = mx.repeat(mx.stack([a.k_norm.weight for a in attention]), heads, 0)[:, None]
+        self.eps = config.rms_norm_eps
+        self.shape = (2, len(layers), heads, config.head_dim)
+
+    def __call__(
+        self, rows: mx.array, rotary: Rotary, start: Scalar
+    ) -> list[tuple[mx.array, mx.array]]:
+        """[1, L, hidden_size] to (keys, values) per layer, each [1, kv_heads, L, head_dim]."""
+        kinds, layers, heads, dim = self.shape
+        both = self.joined(rows).reshape(rows.shape[1], kinds, layers * heads, dim)
+        both = both.transpose(1, 2, 0, 3)[:, None]
+        keys = rotary(mx.fast.rms_norm(both[0], None, self.eps) * self.k_norm, start)
+        per_layer = [slice(i * heads, (i + 1) * heads) for i in range(layers)]
+        return [(keys[:, part], both[1][:, part]) for part in per_layer]
+
+    def _join(self, linears: list[nn.Linear]) -> None:
+        self.joined = copy.copy(linears[0])  # of the same kind: dense or quantised
+        for name in linears[0].parameters():
+            tensor = mx.concatenate([linear[name] for linear in linears])
+            self.joined[name] = tensor
+            for linear, part in zip(linears, mx.split(tensor, len(linears)), strict=True):
+                linear[name] = part
+
+
 class DFlashDraft(nn.Module):
     """The draft network. Parameter names are those of the published checkpoints."""
 
@@ -100,6 +130,13 @@ class DFlashDraft(nn.Module):
         self.norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
         self._config = config
         self._rotary = Rotary(config.rope, config.head_dim)
+        self._project: ContextProjection | None = None
+
+    def prepare(self) -> DFlashDraft:
+        """Arrange the weights for decoding, once they have their final values and types."""
+        self._project = ContextProjection(self.layers, self._config)
+        mx.eval(self.parameters(), self._project.k_norm, self._rotary.periods)
+        return self
 
     @property
     def config(self) -> DraftConfig:
@@ -124,10 +161,12 @@ class DFlashDraft(nn.Module):
             start: position of the first row.
             state: the context cache's state.
         """
+        assert self._project is not None, "prepare() comes first"
         rows = self.hidden_norm(self.fc(features.astype(self.dtype)))
         layer_views = views(self._config.windows, state, start)
-        for layer, view in zip(self.layers, layer_views, strict=True):
-            layer.self_attn.remember(rows, self._rotary, view)
+        projected = self._project(rows, self._rotary, start)
+        for view, (keys, values) in zip(layer_views, projected, strict=True):
+            view.update_and_fetch(keys, values)
         return collect(state, layer_views)
 
     def forward(self, block: mx.array, start: Scalar, state: State) -> tuple[mx.array, State]:

@@ -31,6 +31,9 @@ class Target:
         self.taps = tuple(taps)
         self.layers: list[Any] = self.backbone.layers
         self.windows = self.layer_windows()
+        # Also what is no parameter (rotary frequencies): MLX lets only the thread that built a
+        # lazy array evaluate it, and another thread may be the first to generate.
+        mx.eval([v for m in model.modules() for v in m.values() if isinstance(v, mx.array)])
         if self.taps and max(self.taps) >= len(self.layers):
             raise PairError(
                 f"the draft taps target layer {max(self.taps)}, but the target has only "

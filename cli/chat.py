@@ -1,0 +1,121 @@
+"""`dflash-mlx chat`: parse, load, then one answer or a conversation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .once import answer_once, read_prompt
+from .options import ModelOptions, SamplingOptions, SpeculationOptions, option
+from .render import Screen
+from .repl import talk
+
+if TYPE_CHECKING:
+    from dflash_mlx.options import Options
+
+EXAMPLES = """Examples:
+  dflash-mlx chat
+  dflash-mlx chat -m Qwen3-4B --bits 4 --think
+  dflash-mlx chat -p "Name three prime numbers" --json
+  git diff | dflash-mlx chat -p "Describe this change"
+  dflash-mlx chat --raw -p "The capital of France is" -n 20"""
+
+
+def _talk(*names: str, help: str, metavar: str | None = None) -> Any:
+    return option("Conversation", *names, help=help, metavar=metavar)
+
+
+def _output(*names: str, help: str, metavar: str | None = None) -> Any:
+    return option("Output", *names, help=help, metavar=metavar)
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What is asked, and how the answer is shown."""
+
+    prompt: Annotated[
+        str | None,
+        _talk(
+            "--prompt", "-p", help="Answer this and leave; piped text goes below it", metavar="TEXT"
+        ),
+    ] = None
+    system: Annotated[str | None, _talk("--system", "-s", help="System prompt", metavar="TEXT")] = (
+        None
+    )
+    think: Annotated[
+        bool | None, _talk("--think/--no-think", help="Whether a model that can think should")
+    ] = None
+    raw: Annotated[bool, _talk("--raw", help="Send the prompt as it is, no chat template")] = False
+    max_tokens: Annotated[
+        int, _output("--max-tokens", "-n", help="Most tokens of an answer", metavar="N")
+    ] = 1024
+    stop: Annotated[
+        list[str] | None,
+        _output("--stop", help="Text that ends an answer, repeatable", metavar="TEXT"),
+    ] = None
+    show_drafts: Annotated[
+        bool, _output("--show-drafts", help="Colour the text that the draft proposed")
+    ] = False
+    json: Annotated[bool, _output("--json", help="Print text and figures as one JSON object")] = (
+        False
+    )
+    quiet: Annotated[bool, _output("--quiet", "-q", help="Print nothing but answers")] = False
+
+    def check(self, prompt: str | None) -> None:
+        """Refuse what makes no sense together."""
+        if prompt is None and (self.raw or self.json):
+            name = "--raw" if self.raw else "--json"
+            raise typer.BadParameter(f"{name} needs a prompt: use --prompt, or pipe one in")
+        if self.raw and (self.system is not None or self.think is not None):
+            name = "--think" if self.system is None else "--system"
+            raise typer.BadParameter(f"{name} needs the chat template, which --raw leaves out")
+        if self.json and self.show_drafts:
+            raise typer.BadParameter("--show-drafts and --json exclude each other")
+
+    def generation(self, sampling: SamplingOptions, speculation: SpeculationOptions) -> Options:
+        """The library's form of the options."""
+        from dflash_mlx.options import Options
+
+        return Options(
+            max_tokens=self.max_tokens,
+            sampling=sampling.sampling(),
+            block=speculation.block,
+            stop=tuple(self.stop or ()),
+            seed=sampling.seed,
+            compiled=speculation.compile,
+        )
+
+
+def chat(
+    model: ModelOptions,
+    ask: ChatOptions,
+    sampling: SamplingOptions,
+    speculation: SpeculationOptions,
+) -> None:
+    """Talk to a model, or have one prompt answered.
+
+    Without a prompt this opens a conversation; /help lists its commands.
+    """
+    prompt = read_prompt(ask.prompt, ask.raw)
+    ask.check(prompt)
+    screen = Screen(quiet=ask.quiet)
+    options = ask.generation(sampling, speculation)
+    if screen.err.is_terminal:
+        screen.note(f"loading {model.model} ...")
+    pair = model.load(ask.quiet)
+    wire_memory()
+    if prompt is None:
+        talk(pair, options, ask, screen)
+    else:
+        answer_once(pair, prompt, options, ask, screen)
+
+
+def wire_memory() -> None:
+    """Let macOS keep the weights resident, as far as it recommends."""
+    import mlx.core as mx
+
+    limit = mx.device_info().get("max_recommended_working_set_size")
+    if mx.metal.is_available() and limit:
+        mx.set_wired_limit(int(limit))

@@ -1,0 +1,59 @@
+"""The Typer app: what all commands share, and one line for each of them."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dflash_mlx import __version__
+from dflash_mlx.errors import DFlashError
+
+from .chat import EXAMPLES as CHAT_EXAMPLES
+from .chat import chat
+from .options import flags
+
+
+class Group(TyperGroup):
+    """Prints a DFlashError as one line and exits 1; anything else is a bug and keeps its trace."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DFlashError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo(err=True)
+            raise typer.Exit(130) from None
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave, if asked to."""
+    if wanted:
+        typer.echo(f"dflash-mlx {__version__}")
+        raise typer.Exit
+
+
+def start(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version", is_eager=True, callback=show_version),
+    ] = False,
+) -> None:
+    """DFlash speculative decoding, native to MLX."""
+    # An answer may hold characters that a terminal with an old encoding cannot show.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+app = typer.Typer(
+    cls=Group,
+    callback=start,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog=CHAT_EXAMPLES)(flags(chat))

@@ -1,0 +1,278 @@
+"""A conversation: its messages, and one session that computes only what is new in each turn.
+
+Every turn renders the whole conversation with the model's chat template. The session keeps the
+longest common prefix of that and of what it has computed, so a template that rewrites the past
+(most drop earlier thinking) costs some prefill and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from mlx_lm.generate import TextStateMachine
+
+from .errors import UsageError
+from .generation import Response, stream_generate
+from .loading import Pair
+from .options import Options
+from .session import Progress, Session
+
+FORMAT = "dflash-mlx conversation"
+VERSION = 1
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer: text of one kind.
+
+    Attributes:
+        text: may be empty.
+        thinking: whether the text lies between the model's think markers.
+        response: the round it came with; several pieces share one where the kind changes.
+    """
+
+    text: str
+    thinking: bool
+    response: Response
+
+
+class Conversation:
+    """Questions and answers with one pair; not to be used by two threads at once.
+
+    Args:
+        pair: target, draft and tokenizer.
+        system: the system prompt; None leaves it to the template.
+        think: whether a model that can think should; None leaves it to the template.
+
+    Attributes:
+        messages: the history without the system prompt; answers stand without their thinking.
+
+    Raises:
+        UsageError: the model has no chat template.
+    """
+
+    def __init__(self, pair: Pair, *, system: str | None = None, think: bool | None = None) -> None:
+        if not pair.tokenizer.has_chat_template:
+            raise UsageError(
+                f"{pair.name} has no chat template; use --raw to send the prompt as it is"
+            )
+        self.pair = pair
+        self.system = system
+        self.think = think
+        self.messages: list[Message] = []
+        self._session = Session(pair.target, pair.draft)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The conversation so far as the model gets it, up to where its answer begins."""
+        return self._render(True)
+
+    def ask(
+        self, text: str, options: Options | None = None, progress: Progress | None = None
+    ) -> Generator[Piece, None, None]:
+        """Put a question and stream the answer.
+
+        An answer that is broken off stays in the history as far as it got. If nothing came, or
+        the question cannot be served, the history is as it was before.
+
+        Args:
+            text: the question.
+            options: see `Options`.
+            progress: called during the prefill with tokens done and to do.
+
+        Raises:
+            UsageError: the question is empty or too long, or an option does not fit.
+        """
+        if not text.strip():
+            raise UsageError("the message is empty; type a question")
+        self.messages.append({"role": "user", "content": text})
+        answer, complete = "", False
+        try:
+            for piece in self._answer(options, progress):
+                answer += "" if piece.thinking else piece.text
+                complete = piece.response.finish_reason is not None
+                yield piece
+        finally:
+            if answer.strip() or complete:
+                self.messages.append({"role": "assistant", "content": answer})
+            else:
+                self.messages.pop()
+
+    def retry(
+        self, options: Options | None = None, progress: Progress | None = None
+    ) -> Generator[Piece, None, None]:
+        """Put the last question again; its old answer is kept if no new one comes.
+
+        Raises:
+            UsageError: there is no last question; otherwise as `ask`.
+        """
+        before = list(self.messages)
+        if not self.undo():
+            raise UsageError("nothing to retry: no question was asked yet")
+        try:
+            yield from self.ask(before[-2]["content"], options, progress)
+        finally:
+            if len(self.messages) < len(before):
+                self.messages = before
+
+    def undo(self) -> bool:
+        """Drop the last question with its answer; whether there was one."""
+        there = bool(self.messages)
+        del self.messages[-2:]
+        return there
+
+    def reset(self) -> None:
+        """Drop all questions and answers; the system prompt stays."""
+        self.messages.clear()
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation to a JSON file, whole or not at all.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.pair.name,
+            "system": self.system,
+            "messages": self.messages,
+        }
+        _write(_path(path), json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a saved conversation, of this or another model.
+
+        Raises:
+            UsageError: the file cannot be read or holds no conversation; nothing has changed.
+        """
+        content = _read(_path(path))
+        self.system, self.messages = content["system"], content["messages"]
+
+    def _answer(self, options: Options | None, progress: Progress | None) -> Iterator[Piece]:
+        prompt = self.prompt_ids
+        splitter = _Splitter(self.pair.tokenizer, self._opens_thinking(prompt))
+        for response in stream_generate(self.pair, prompt, options, self._session, progress):
+            yield from splitter.split(response)
+
+    def _render(self, generation_prompt: bool) -> list[int]:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages = [*system, *self.messages]
+        _check_text(messages)
+        think = {} if self.think is None else {"enable_thinking": self.think}
+        try:
+            ids = self.pair.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=generation_prompt, **think
+            )
+        except TemplateError as error:
+            raise UsageError(
+                f"the chat template of {self.pair.name} refuses the conversation: {error}"
+            ) from error
+        return list(ids)
+
+    def _opens_thinking(self, prompt: list[int]) -> bool:
+        """Whether the template begins the answer inside a think block."""
+        tokenizer = self.pair.tokenizer
+        if not tokenizer.has_thinking:
+            return False
+        # What the template adds for the answer: a question may hold markers of its own.
+        past = self._render(False)
+        start = next(
+            (i for i, (a, b) in enumerate(zip(past, prompt, strict=False)) if a != b), len(past)
+        )
+        tail = tokenizer.decode(prompt[start:])
+        return bool(tail.rfind(tokenizer.think_start) > tail.rfind(tokenizer.think_end))
+
+
+class _Splitter:
+    """Tells thinking from answer in streamed text, and takes the markers out."""
+
+    def __init__(self, tokenizer: Any, thinking: bool) -> None:
+        transitions: dict[str, list[tuple[str, str]]] = {}
+        if tokenizer.has_thinking:
+            transitions["answer"] = [(tokenizer.think_start, "thinking")]
+            transitions["thinking"] = [(tokenizer.think_end, "answer")]
+        machine = TextStateMachine(transitions)
+        self._state = machine.make_state("thinking" if thinking else "answer")
+        self._trims = tokenizer.has_thinking  # templates put line breaks around the markers
+        self._begun = False
+
+    def split(self, response: Response) -> Iterator[Piece]:
+        """The pieces of a round, at least one."""
+        self._state, parts = TextStateMachine.split(self._state, response.text)
+        if response.finish_reason:
+            self._state, rest, kind = TextStateMachine.flush(self._state)
+            parts[-1] = (kind, parts[-1][1] + rest)
+        for index, (kind, text) in enumerate(parts):
+            if index:
+                self._begun = False
+            if self._trims and not self._begun:
+                text = text.lstrip("\n")
+            self._begun = self._begun or bool(text)
+            if text or index == len(parts) - 1:
+                yield Piece(text, kind == "thinking", response)
+
+
+def _check_text(messages: list[Message]) -> None:
+    """Refuse halves of surrogate pairs, which no tokenizer takes."""
+    for message in messages:
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"the {message['role']} message is not valid UTF-8") from None
+
+
+def _path(path: str | Path) -> Path:
+    return Path(os.path.expanduser(path))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+            whole = Path(scratch, path.name)
+            whole.write_text(text, encoding="utf-8")
+            os.replace(whole, path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # finds halves of surrogate pairs
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not a saved conversation: no valid JSON") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UsageError(f"{path} is not a saved conversation; /save writes one")
+    if content.get("version") != VERSION:
+        raise UsageError(
+            f"{path} has format version {content.get('version')!r}, this release reads {VERSION}"
+        )
+    if not _is_sound(content.get("system"), content.get("messages")):
+        raise UsageError(f"{path} is a damaged conversation; its messages cannot be used")
+    return content
+
+
+def _is_sound(system: object, messages: object) -> bool:
+    """Whether these are a system prompt and messages as `save` writes them."""
+    if not isinstance(system, str | None) or not isinstance(messages, list) or len(messages) % 2:
+        return False
+    roles = ("user", "assistant") * (len(messages) // 2)
+    return all(
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and message["role"] == role
+        and isinstance(message["content"], str)
+        for message, role in zip(messages, roles, strict=True)
+    )

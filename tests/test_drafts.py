@@ -1,0 +1,191 @@
+"""The DFlash network against a second, plain way to compute the same."""
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from dflash_mlx.config import FULL, SLIDING, DraftConfig, Rope
+from dflash_mlx.drafts.dflash import DFlashDraft
+
+from .families import HIDDEN, draft_config, random_draft
+
+YARN = Rope("yarn", 10000.0, 32.0, 32, 32.0, 1.0, 1.25)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full, causal": {"causal": (True, True)},
+    "sliding, causal": {
+        "layer_types": (SLIDING, FULL),
+        "causal": (True, False),
+        "sliding_window": 12,
+    },
+    "sliding, both ways": {"layer_types": (SLIDING, SLIDING), "sliding_window": 12},
+    "biases": {"attention_bias": True},
+    "yarn": {"rope": YARN},
+    "scaled": {
+        "output_multiplier": 0.2,
+        "final_logit_softcapping": 20.0,
+        "input_embedding_scale": 3.0,
+    },
+    "one tap, four layers": {
+        "num_layers": 4,
+        "taps": (1,),
+        "layer_types": (FULL,) * 4,
+        "causal": (False,) * 4,
+    },
+}
+
+
+def angles(rope: Rope, dims: int, positions: mx.array) -> mx.array:
+    """Rotation per position and pair [L, dims / 2], written from the YaRN paper's formulas."""
+    inverse = [rope.theta ** (-2 * i / dims) for i in range(dims // 2)]
+    if rope.kind == "yarn":
+
+        def cutoff(rotations: float) -> float:
+            length = rope.original_max_position / (2 * math.pi * rotations)
+            return dims * math.log(length) / (2 * math.log(rope.theta))
+
+        low = max(math.floor(cutoff(rope.beta_fast)), 0)
+        high = min(math.ceil(cutoff(rope.beta_slow)), dims - 1)
+        for i, frequency in enumerate(inverse):
+            ramp = min(max((i - low) / max(high - low, 1e-3), 0), 1)
+            inverse[i] = frequency / rope.factor * ramp + frequency * (1 - ramp)
+    return positions[:, None] * mx.array(inverse)
+
+
+def rotate(x: mx.array, rope: Rope, positions: mx.array) -> mx.array:
+    angle = angles(rope, x.shape[-1], positions)
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    cos, sin = mx.cos(angle), mx.sin(angle)
+    turned = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return turned * (rope.attention_factor if rope.kind == "yarn" else 1.0)
+
+
+def plain(draft: DFlashDraft, features: mx.array, block: mx.array) -> mx.array:
+    """Everything from scratch: all context rows, no cache, attention written out."""
+    config, rows, length = draft.config, features.shape[1], block.shape[1]
+    context = draft.hidden_norm(draft.fc(features))
+    positions = mx.arange(rows + length)
+    x = block * config.input_embedding_scale
+    for i, layer in enumerate(draft.layers):
+        a = layer.self_attn
+        h = layer.input_layernorm(x)
+        both = mx.concatenate([context, h], axis=1)
+
+        def heads(y: mx.array) -> mx.array:
+            return y.reshape(1, y.shape[1], -1, config.head_dim).transpose(0, 2, 1, 3)
+
+        q = rotate(a.q_norm(heads(a.q_proj(h))), config.rope, positions[rows:])
+        k = rotate(a.k_norm(heads(a.k_proj(both))), config.rope, positions)
+        v = heads(a.v_proj(both))
+        groups = config.num_heads // config.num_kv_heads
+        k, v = mx.repeat(k, groups, axis=1), mx.repeat(v, groups, axis=1)
+        query, key = positions[rows:, None], positions[None]
+        seen = mx.ones((length, rows + length), mx.bool_)
+        if config.layer_types[i] == SLIDING:
+            assert config.sliding_window is not None
+            seen = seen & (query - key < config.sliding_window)
+        if config.causal[i]:
+            seen = seen & (key <= query)
+        scores = mx.where(seen, (q @ k.transpose(0, 1, 3, 2)) * config.head_dim**-0.5, -mx.inf)
+        out = (mx.softmax(scores, axis=-1) @ v).transpose(0, 2, 1, 3).reshape(1, length, -1)
+        x = x + a.o_proj(out)
+        m = layer.mlp
+        h = layer.post_attention_layernorm(x)
+        x = x + m.down_proj(nn.silu(m.gate_proj(h)) * m.up_proj(h))
+    return draft.norm(x)
+
+
+def randomised(config: DraftConfig) -> DFlashDraft:
+    """Random norms and biases too: ones and zeros would hide a wrong use of them."""
+    draft = DFlashDraft(config)
+    key = mx.random.key(5)
+
+    def noise(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {k: noise(v) for k, v in tree.items()}
+        if isinstance(tree, list):
+            return [noise(v) for v in tree]
+        scale = 0.3 if tree.ndim == 1 else 0.15
+        return mx.random.normal(tree.shape, key=mx.random.split(key, tree.size)[-1]) * scale + (
+            1.0 if tree.ndim == 1 else 0.0
+        )
+
+    draft.update(noise(draft.parameters()))
+    return draft.prepare()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rounds_equal_computing_from_scratch(variant: str, fixed: bool) -> None:
+    """Several rounds: the cache grows, rejected rows are overwritten, windows slide."""
+    draft = randomised(draft_config(**VARIANTS[variant]))
+    taps, width = len(draft.config.taps), 6
+    features = mx.random.normal((1, 100, taps * HIDDEN), key=mx.random.key(1))
+    block = mx.random.normal((1, width, HIDDEN), key=mx.random.key(2))
+    garbage = mx.random.normal((1, width, taps * HIDDEN), key=mx.random.key(3)) * 50
+    cache = draft.new_cache()
+
+    first = 7
+    cache.reserve(first)
+    cache.state = draft.extend(features[:, :first], 0, cache.state)
+    cache.commit(first)
+    for kept in (3, 1, 6, 2, 6, 6, 6, 6, 6):
+        start = cache.length + kept
+        rows = features[:, cache.length : start]
+        if fixed:  # rows of rejected tokens trail
+            rows = mx.concatenate([rows, garbage[:, kept:]], axis=1)
+        cache.reserve(kept + width)
+        place = (lambda n: mx.array(n, mx.int32)) if fixed else (lambda n: n)
+        state = cache.fixed() if fixed else cache.state
+        state = draft.extend(rows, place(cache.length), state)
+        hidden, state = draft.forward(block, place(start), state)
+        cache.update(state)
+        cache.commit(kept)
+        wanted = plain(draft, features[:, :start], block)
+        assert mx.allclose(hidden, wanted, rtol=2e-4, atol=2e-4).item(), (kept, start)
+
+
+def test_parameter_names_are_the_checkpoints() -> None:
+    from mlx.utils import tree_flatten
+
+    names = {name for name, _ in tree_flatten(random_draft(draft_config()).parameters())}
+    layer = {
+        "input_layernorm.weight",
+        "post_attention_layernorm.weight",
+        *(f"self_attn.{n}.weight" for n in ("q_proj", "k_proj", "v_proj", "o_proj")),
+        *(f"self_attn.{n}.weight" for n in ("q_norm", "k_norm")),
+        *(f"mlp.{n}.weight" for n in ("gate_proj", "up_proj", "down_proj")),
+    }
+    layers = {f"layers.{i}.{name}" for i in range(2) for name in layer}
+    assert names == layers | {"fc.weight", "hidden_norm.weight", "norm.weight"}
+
+
+def test_joined_projections_hold_nothing_twice() -> None:
+    draft = random_draft(draft_config(num_layers=2))
+    before = mx.get_active_memory()
+    draft.prepare()
+    assert mx.get_active_memory() - before < 4096
+
+
+def test_quantised_draft_projects_the_same_context() -> None:
+    config = draft_config(hidden_size=64, head_dim=16)
+    draft = DFlashDraft(config)
+    nn.quantize(draft, group_size=32, bits=8)
+    draft.prepare()
+    layer = draft.layers[1].self_attn
+    rows = mx.random.normal((1, 5, 64), key=mx.random.key(1))
+    assert draft._project is not None
+    _, values = draft._project(rows, draft._rotary, 0)[1]
+    wanted = layer.v_proj(rows).reshape(1, 5, 2, 16).transpose(0, 2, 1, 3)
+    assert mx.allclose(values, wanted, atol=1e-5).item()
+
+
+def test_logits_are_scaled_and_capped() -> None:
+    draft = random_draft(draft_config(output_multiplier=0.5, final_logit_softcapping=10.0))
+    logits = mx.array([[[4.0, -100.0]]])
+    wanted = [10 * math.tanh(2 / 10), 10 * math.tanh(-50 / 10)]
+    assert mx.allclose(draft.shape_logits(logits)[0, 0], mx.array(wanted), atol=1e-5).item()
