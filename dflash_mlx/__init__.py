@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .conversation import Conversation
+    from .conversation import Conversation, Piece
     from .errors import DFlashError
     from .generation import Response, generate, rounds, stream_generate
     from .loading import Pair, load
@@ -24,6 +24,7 @@ _HOME = {
     "DFlashError": "errors",
     "Options": "options",
     "Pair": "loading",
+    "Piece": "conversation",
     "Response": "generation",
     "Round": "stats",
     "Sampling": "sampling",
@@ -40,6 +41,7 @@ __all__ = [
     "DFlashError",
     "Options",
     "Pair",
+    "Piece",
     "Response",
     "Round",
     "Sampling",

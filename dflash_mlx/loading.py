@@ -182,7 +182,7 @@ def _check_options(bits: int | None, draft_bits: int | None, dtype: str | None) 
 def _target_folder(
     model: str, known: pairs.Known | None, revision: str | None, quiet: bool
 ) -> Path:
-    if Path(model).expanduser().is_dir():
+    if model and Path(model).expanduser().is_dir():
         return Path(model).expanduser()
     if known is not None and model.lower() == known.name.lower():
         if known.name == pairs.EMBEDDED:
@@ -207,7 +207,7 @@ def _find_draft(
 ) -> tuple[Path, str]:
     """Folder and name of the draft."""
     if draft is not None:
-        if Path(draft).expanduser().is_dir():
+        if draft and Path(draft).expanduser().is_dir():
             return Path(draft).expanduser(), draft
         if not is_repo_id(draft) or "/" not in draft:
             raise ModelNotFoundError(f"no draft {draft!r}: not a folder, not a hub id (owner/name)")

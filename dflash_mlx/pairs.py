@@ -53,7 +53,7 @@ PAIRS = (
 # Ends of names that say how a copy of a target was stored, not what it is.
 _STORED = re.compile(
     r"[-_.](mlx|gguf|dwq|awq|gptq|bf16|fp16|fp8|f16|mxfp4|mxfp8|nvfp4|q\d|int\d|\d+-?bit|hf|g\d+"
-    r"|meta|it)$",
+    r"|it)$",
     re.IGNORECASE,
 )
 
@@ -65,6 +65,7 @@ def find(name: str) -> Known | None:
     quantised copies find the draft of their original.
     """
     base = name.rstrip("/").replace("\\", "/").split("/")[-1].lower()
+    base = base.removeprefix("meta-")  # as Meta's own name for Llama 3.1 was at first
     while True:
         for pair in PAIRS:
             if base in (pair.name.lower(), pair.target.split("/")[1].lower()):

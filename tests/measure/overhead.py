@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,17 @@ def drafts(layers: int, block: int, count: int = 5) -> tuple[DFlashDraft, Any]:
     return ours.prepare(), theirs
 
 
-def per_round(run: Callable[[], int]) -> float:
-    """Seconds per round of one generation; `run` returns its number of rounds."""
-    start = time.perf_counter()
-    count = run()
-    return (time.perf_counter() - start) / count
+def per_round(responses: Iterator[Any], surplus: int) -> tuple[float, float]:
+    """Wall and main-thread CPU seconds per round, from the first token to the last.
+
+    Args:
+        responses: one per round, after one for the first token.
+        surplus: how many of those after the first are no rounds.
+    """
+    next(responses)
+    wall, cpu = time.perf_counter(), time.thread_time()
+    count = sum(1 for _ in responses) - surplus
+    return (time.perf_counter() - wall) / count, (time.thread_time() - cpu) / count
 
 
 def measure(family: str, layers: int, block: int, tokens: int, repeats: int) -> dict[str, Any]:
@@ -117,17 +123,15 @@ def measure(family: str, layers: int, block: int, tokens: int, repeats: int) -> 
     prompt = [i % 200 for i in range(40)]
     pair = Pair(target_for(model, ours.config.taps), ours, tokenizer, frozenset(), 4096, "", "")
 
-    def run_ours(compiled: bool) -> int:
+    def run_ours(compiled: bool) -> tuple[float, float]:
         options = Options(max_tokens=tokens, compiled=compiled)
-        for response in stream_generate(pair, prompt, options):
-            pass
-        return response.stats.rounds
+        return per_round(stream_generate(pair, prompt, options), 0)
 
-    def run_theirs() -> int:
-        steps = published.stream_generate(
+    def run_theirs() -> tuple[float, float]:
+        source = published.stream_generate(
             other, theirs, tokenizer, mx.array(prompt), max_tokens=tokens
         )
-        return sum(1 for _ in steps) - 2  # the first token and the closing response are no rounds
+        return per_round(source, 1)  # it closes with a response of no tokens
 
     # The published loop wraps layers of the model it is given: it gets a copy of its own.
     other = target(family, layers)
@@ -139,20 +143,17 @@ def measure(family: str, layers: int, block: int, tokens: int, repeats: int) -> 
     }
     for run in runs.values():
         run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(per_round(run))
-    medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
-    pairs = zip(times["compiled"], times["published"], strict=True)
-    ratio = statistics.median(a / b for a, b in pairs)
-    return {
-        "family": family,
-        "layers": layers,
-        "block": block,
-        **{f"{name}_ms": round(value, 2) for name, value in medians.items()},
-        "compiled_to_published": round(ratio, 3),
-    }
+            times[name].append(run())
+    row: dict[str, Any] = {"family": family, "layers": layers, "block": block}
+    for index, kind in enumerate(("wall", "cpu")):
+        for name, values in times.items():
+            row[f"{name}_{kind}_ms"] = round(1e3 * statistics.median(v[index] for v in values), 2)
+        both = zip(times["compiled"], times["published"], strict=True)
+        row[f"{kind}_ratio"] = round(statistics.median(a[index] / b[index] for a, b in both), 3)
+    return row
 
 
 def main() -> None:

@@ -1,0 +1,99 @@
+"""The embedded pair beside mlx-lm: same ids, tokens per round, speed as ratios.
+
+    python -m tests.measure.embedded [--prompts 40] [--tokens 128] [--blocks 4,8]
+
+Every prompt is answered by stock mlx-lm, by our plain decoding and by DFlash, in turn, in one
+process and in float32. Prompts are of kinds the draft was trained on (`heldout`) and of kinds it
+never saw (`ood`); none of them was trained on. The last line of stdout is one JSON document.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from dflash_mlx.blas import prefer_openblas
+
+FAST_BLAS = prefer_openblas()
+
+import mlx.core as mx  # noqa: E402
+import mlx_lm  # noqa: E402
+
+from dflash_mlx.generation import stream_generate  # noqa: E402
+from dflash_mlx.loading import Pair, load  # noqa: E402
+from dflash_mlx.options import Options  # noqa: E402
+
+PROMPTS = Path(__file__).parents[1] / "data" / "prompts.json"
+
+
+def by_mlx_lm(pair: Pair, prompt: list[int], tokens: int) -> dict[str, Any]:
+    ids, start = [], 0.0
+    for response in mlx_lm.stream_generate(
+        pair.target.model, pair.tokenizer, prompt, max_tokens=tokens
+    ):
+        start = start or time.perf_counter()
+        if len(ids) < response.generation_tokens:  # the closing response repeats the last token
+            ids.append(response.token)
+    return {"ids": ids, "rate": (len(ids) - 1) / (time.perf_counter() - start)}
+
+
+def by_us(pair: Pair, prompt: list[int], tokens: int, **options: Any) -> dict[str, Any]:
+    ids: list[int] = []
+    for response in stream_generate(pair, prompt, Options(max_tokens=tokens, **options)):
+        ids += response.tokens
+    return {"ids": ids, "rate": response.generation_tps, "stats": response.stats}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--blocks", default="4,8")
+    args = parser.parse_args()
+    blocks = [int(b) for b in args.blocks.split(",")]
+    pair = load(quiet=True)
+    rows = []
+    for item in json.loads(PROMPTS.read_text())[: args.prompts]:
+        message = [{"role": "user", "content": item["prompt"]}]
+        prompt = pair.tokenizer.apply_chat_template(message, add_generation_prompt=True)
+        done = {"mlx_lm": by_mlx_lm(pair, prompt, args.tokens)}
+        done["plain"] = by_us(pair, prompt, args.tokens, speculate=False)
+        for block in blocks:
+            done[f"block {block}"] = by_us(pair, prompt, args.tokens, block=block)
+        same = all(run["ids"] == done["mlx_lm"]["ids"] for run in done.values())
+        rows.append({"split": item["split"], "kind": item["kind"], "same": same, "runs": done})
+        rates = {name: round(run["rate"], 1) for name, run in done.items()}
+        print(f"{item['kind']:10} same={same} tok/s {rates}", flush=True)
+    print(json.dumps(summary(rows, blocks)))
+
+
+def summary(rows: list[dict[str, Any]], blocks: list[int]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "prompts": len(rows),
+        "identical": sum(row["same"] for row in rows),
+        "openblas": FAST_BLAS,
+        "mlx": mx.__version__,
+        "plain_to_mlx_lm": ratio(rows, "plain", "mlx_lm"),
+    }
+    for block in blocks:
+        name = f"block {block}"
+        figures: dict[str, Any] = {"to_plain": ratio(rows, name, "plain")}
+        figures["to_mlx_lm"] = ratio(rows, name, "mlx_lm")
+        for split in ("heldout", "ood", None):
+            stats = [r["runs"][name]["stats"] for r in rows if split in (None, r["split"])]
+            pooled = sum(s.round_tokens for s in stats) / max(1, sum(s.rounds for s in stats))
+            figures[f"tokens_per_round_{split or 'all'}"] = round(pooled, 3)
+        result[name] = figures
+    return result
+
+
+def ratio(rows: list[dict[str, Any]], a: str, b: str) -> float:
+    """Median over prompts of the ratio of decode speeds."""
+    ratios = [row["runs"][a]["rate"] / row["runs"][b]["rate"] for row in rows]
+    return round(statistics.median(ratios), 3)
+
+
+if __name__ == "__main__":
+    main()

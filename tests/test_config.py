@@ -1,0 +1,190 @@
+"""Every spelling of a draft's config.json, and every mistake in one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dflash_mlx.config import FULL, SLIDING, DraftConfig, Rope
+from dflash_mlx.embedded import embedded_draft
+from dflash_mlx.errors import CheckpointError, UnsupportedError
+
+# As z-lab/Qwen3-4B-DFlash-b16 is laid out: block size and rope theta at the top.
+OLD: dict[str, Any] = {
+    "architectures": ["DFlashDraftModel"],
+    "model_type": "qwen3",
+    "hidden_size": 2560,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 9728,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000,
+    "rope_scaling": None,
+    "max_position_embeddings": 40960,
+    "attention_bias": False,
+    "num_target_layers": 36,
+    "block_size": 16,
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "dflash_config": {"mask_token_id": 151669, "target_layer_ids": [1, 9, 17, 25, 33]},
+}
+# As the retrained drafts of June 2026 are: both moved into objects of their own.
+NEW: dict[str, Any] = {
+    **{k: v for k, v in OLD.items() if k not in ("rope_theta", "rope_scaling", "block_size")},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000},
+    "num_hidden_layers": 6,
+    "layer_types": [SLIDING] * 5 + [FULL],
+    "sliding_window": 4096,
+    "dflash_config": {**OLD["dflash_config"], "block_size": 16, "mask_token_id": 248077},
+}
+KIMI_ROPE = {
+    "type": "yarn",
+    "factor": 64.0,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+
+
+def read(raw: dict[str, Any]) -> DraftConfig:
+    return DraftConfig.from_dict(raw, "config.json")
+
+
+def inner(**changes: Any) -> dict[str, Any]:
+    return {**OLD, "dflash_config": {**OLD["dflash_config"], **changes}}
+
+
+def test_the_old_layout() -> None:
+    config = read(OLD)
+    assert (config.block_size, config.mask_token_id, config.taps) == (
+        16,
+        151669,
+        (1, 9, 17, 25, 33),
+    )
+    assert config.rope == Rope("default", 1e6)
+    assert config.windows == (None,) * 5
+    assert config.causal == (False,) * 5
+
+
+def test_the_new_layout() -> None:
+    config = read(NEW)
+    assert config.block_size == 16
+    assert config.rope == Rope("default", 1e7)
+    assert config.windows == (4096,) * 5 + (None,)
+    # The reference rule where is_causal is not stated: sliding layers are causal.
+    assert config.causal == (True,) * 5 + (False,)
+
+
+@pytest.mark.parametrize(
+    ("raw", "causal"),
+    [
+        ({**NEW, "is_causal": False}, False),
+        ({**NEW, "is_causal": True}, True),
+        ({**NEW, "dflash_config": {**NEW["dflash_config"], "causal": False}}, False),
+    ],
+)
+def test_stated_causality_holds_for_every_layer(raw: dict[str, Any], causal: bool) -> None:
+    assert read(raw).causal == (causal,) * 6
+
+
+def test_defaults_where_nothing_is_stated() -> None:
+    raw = {k: v for k, v in OLD.items() if k not in ("block_size", "rope_theta", "layer_types")}
+    config = read(raw)
+    assert (config.block_size, config.rope.theta) == (16, 10000.0)
+    assert config.output_multiplier == 1.0
+    assert config.final_logit_softcapping is None
+
+
+def test_scales_in_either_place() -> None:
+    assert read(inner(output_multiplier=0.2)).output_multiplier == 0.2
+    assert read({**OLD, "final_logit_softcapping": 30}).final_logit_softcapping == 30.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "amplitude"),
+    [
+        ({}, 1.0),  # mscale and mscale_all_dim stated: their ratio
+        ({"mscale": None}, 1.4158883083359672),  # 0.1 ln 64 + 1
+        ({"attention_factor": 1.4159}, 1.4159),  # stated: it decides
+    ],
+)
+def test_yarn_amplitude(changes: dict[str, Any], amplitude: float) -> None:
+    rope = read({**OLD, "rope_scaling": {**KIMI_ROPE, **changes}}).rope
+    assert (rope.kind, rope.factor) == ("yarn", 64.0)
+    assert rope.attention_factor == pytest.approx(amplitude)
+
+
+def test_the_embedded_draft() -> None:
+    path = Path(embedded_draft()) / "config.json"
+    config = DraftConfig.from_dict(json.loads(path.read_text()), "embedded")
+    assert (config.num_layers, config.block_size, config.mask_token_id) == (3, 8, 16)
+    assert config.taps == (1, 8, 15, 22, 28)
+
+
+REQUIRED = [
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "rms_norm_eps",
+    "max_position_embeddings",
+]
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_field(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"config.json: the field '{name}' is missing"):
+        read({k: v for k, v in OLD.items() if k != name})
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_field_of_the_wrong_type(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} is '5', expected a"):
+        read({**OLD, name: "5"})
+    with pytest.raises(CheckpointError, match=rf"{name} is -1(\.0)?, expected a positive"):
+        read({**OLD, name: -1})
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (inner(target_layer_ids=None), "the field 'target_layer_ids' is missing"),
+        (inner(target_layer_ids=[]), "expected a list of layer numbers"),
+        (inner(target_layer_ids=[1, "2"]), "expected a list of layer numbers"),
+        (inner(target_layer_ids=[5, 1]), "expected ascending"),
+        (inner(target_layer_ids=[-1, 1]), "expected ascending"),
+        (inner(mask_token_id=None), "the field 'mask_token_id' is missing"),
+        (inner(block_size=1), "block_size is 1, expected 2 to 64"),
+        (inner(block_size=True), "block_size is True"),
+        ({**OLD, "num_key_value_heads": 5}, "expected a divisor of 32 heads"),
+        ({**NEW, "layer_types": [FULL]}, "expected 6 entries"),
+        ({**NEW, "sliding_window": None}, "the field 'sliding_window' is missing"),
+        ({**NEW, "is_causal": "no"}, "is_causal is 'no', expected a bool"),
+    ],
+)
+def test_mistakes_are_named(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({**OLD, "architectures": ["DFlash2DraftModel"]}, "DFlash 2 drafts are not supported yet"),
+        ({k: v for k, v in OLD.items() if k != "dflash_config"}, "is no DFlash draft"),
+        ({**NEW, "layer_types": ["chunked"] * 6}, "unknown layer types"),
+        ({**OLD, "rope_scaling": {"rope_type": "longrope"}}, "rope type 'longrope'"),
+    ],
+)
+def test_kinds_we_do_not_run(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        read(raw)
