@@ -14,7 +14,7 @@ from threading import Thread
 import mlx.core as mx
 import mlx_lm
 import pytest
-from test_gguf import write_gguf
+from .test_gguf import write_gguf
 
 from dflash_mlx import embedded, paths
 from dflash_mlx.checkpoint import read_config, read_tensors
