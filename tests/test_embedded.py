@@ -14,12 +14,13 @@ from threading import Thread
 import mlx.core as mx
 import mlx_lm
 import pytest
-from .test_gguf import write_gguf
 
 from dflash_mlx import embedded, paths
 from dflash_mlx.checkpoint import read_config, read_tensors
 from dflash_mlx.embedded import Pin, embedded_draft, embedded_target, prepare
 from dflash_mlx.errors import CheckpointError, DownloadError
+
+from .test_gguf import write_gguf
 
 MEMBER = "tiny_llama/tiny.gguf"
 

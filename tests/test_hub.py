@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from .hub_server import HubServer
 
 from dflash_mlx.errors import CheckpointError, DFlashError, DownloadError, ModelNotFoundError
 from dflash_mlx.hub import fetch, is_repo_id
+
+from .hub_server import HubServer
 
 REPO = "owner/model"
 WEIGHTS = os.urandom(300_000)

@@ -1,5 +1,7 @@
 """Names lead to pairs."""
 
+from pathlib import Path
+
 import pytest
 
 from dflash_mlx.pairs import PAIRS, find, names
@@ -41,3 +43,11 @@ def test_short_names_are_unique_and_families_supported() -> None:
     assert len(set(short)) == len(short)
     assert {pair.family for pair in PAIRS} <= set(TARGETS)
     assert "smollm2-135m" in names()
+
+
+def test_the_readme_lists_just_these() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    listed = [line for line in readme.splitlines() if line.startswith("| `")]
+    assert listed == [
+        f"| `{p.name}` | {p.target} | {p.draft or 'in this package'} | {p.family} |" for p in PAIRS
+    ]
