@@ -264,7 +264,13 @@ def _load_target(
 
     read_tensors(folder)  # every header is checked here; the tensors themselves stay on disk
     try:
-        lm, tokenizer, config = mlx_lm.load(str(folder), lazy=True, return_config=True)
+        lm, tokenizer, config = mlx_lm.load(
+            str(folder),
+            # Without it the tokenizer warns about long prompts, which `rounds` refuses itself.
+            tokenizer_config={"model_max_length": 10**9},
+            lazy=True,
+            return_config=True,
+        )
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"{folder} cannot be loaded by mlx-lm: {reason}") from error

@@ -123,7 +123,7 @@ def test_yarn_amplitude(changes: dict[str, Any], amplitude: float) -> None:
 def test_the_embedded_draft() -> None:
     path = Path(embedded_draft()) / "config.json"
     config = DraftConfig.from_dict(json.loads(path.read_text()), "embedded")
-    assert (config.num_layers, config.block_size, config.mask_token_id) == (3, 8, 16)
+    assert (config.num_layers, config.block_size, config.mask_token_id) == (3, 4, 16)
     assert config.taps == (1, 8, 15, 22, 28)
 
 

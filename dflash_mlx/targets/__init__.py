@@ -27,7 +27,7 @@ def target_for(model: Any, taps: Sequence[int] = ()) -> Target:
     if kind not in TARGETS:
         raise UnsupportedError(
             f"targets of type {kind!r} are not supported; supported are {', '.join(TARGETS)} "
-            "(docs/models.md says what adding one takes)"
+            "(CONTRIBUTING.md says what adding one takes)"
         )
     module, name = TARGETS[kind].split(":")
     target: Target = getattr(import_module(f".{module}", __name__), name)(model, taps)
