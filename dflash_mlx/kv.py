@@ -115,15 +115,17 @@ class KVCache:
 
     def reserve(self, rows: int) -> None:
         """Make room for `rows` more rows behind `length`; sliding layers drop what none sees."""
-        layers = self.state["layers"]
+        bases, layers = list(self.state["base"]), list(self.state["layers"])
         for index, window in enumerate(dict.fromkeys(self.windows)):
-            drop = self._surplus(self.state["base"][index], window, rows)
-            self.state["base"][index] += drop
-            slots = self.length + rows - self.state["base"][index]
+            drop = self._surplus(bases[index], window, rows)
+            bases[index] += drop
+            slots = self.length + rows - bases[index]
             for i, pair in enumerate(layers):
                 if pair and self.windows[i] == window:
                     # Rolling keeps the number of slots, and so a compiled pass.
                     layers[i] = [_room(mx.roll(a, -drop, 2) if drop else a, slots) for a in pair]
+        # At once: an interrupt must not leave rows that have moved with a base that has not.
+        self.state = {"base": bases, "layers": layers}
 
     def trim(self, length: int) -> int:
         """Forget the rows from position `length` on.
@@ -197,7 +199,7 @@ def _mask(
         return None if ahead or rows == 1 else "causal"
     key = base + mx.arange(int(last) - int(base) if exact else slots)
     query = (start + mx.arange(rows))[:, None]
-    seen = (key < last) & (query == query) if ahead else key <= query
+    seen = mx.broadcast_to(key < last, (rows, key.size)) if ahead else key <= query
     if window is not None:
         seen = seen & (key > query - window)
     return seen
