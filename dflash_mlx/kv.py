@@ -148,11 +148,6 @@ class KVCache:
         self.length = length
         self.state["base"] = [length] * len(self.state["base"])
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(a.nbytes for pair in self.state["layers"] if pair for a in pair)
-
     def arrays(self) -> list[mx.array]:
         """What must be evaluated for the last pass to be written."""
         return [a for pair in self.state["layers"] if pair for a in pair]

@@ -20,13 +20,11 @@ class Known:
         target: hub id of the target.
         draft: hub id of its draft; empty for the draft that ships in this package.
         family: the target's `model_type`.
-        note: what a user should know before relying on the pair.
     """
 
     target: str
     draft: str
     family: str
-    note: str = ""
 
     @property
     def name(self) -> str:
@@ -35,9 +33,9 @@ class Known:
 
 
 PAIRS = (
-    Known("HuggingFaceTB/SmolLM2-135M-Instruct", "", "llama", "needs no hub"),
-    Known("Qwen/Qwen3-4B", "z-lab/Qwen3-4B-DFlash-b16", "qwen3", "trained without thinking"),
-    Known("Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16", "qwen3", "trained without thinking"),
+    Known("HuggingFaceTB/SmolLM2-135M-Instruct", "", "llama"),
+    Known("Qwen/Qwen3-4B", "z-lab/Qwen3-4B-DFlash-b16", "qwen3"),
+    Known("Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16", "qwen3"),
     Known(
         "Qwen/Qwen3-Coder-30B-A3B-Instruct",
         "z-lab/Qwen3-Coder-30B-A3B-DFlash",
@@ -52,8 +50,7 @@ PAIRS = (
 
 # Ends of names that say how a copy of a target was stored, not what it is.
 _STORED = re.compile(
-    r"[-_.](mlx|gguf|dwq|awq|gptq|bf16|fp16|fp8|f16|mxfp4|mxfp8|nvfp4|q\d|int\d|\d+-?bit|hf|g\d+"
-    r"|it)$",
+    r"[-_.](mlx|gguf|dwq|awq|gptq|bf16|fp16|fp8|f16|mxfp4|mxfp8|nvfp4|q\d|int\d|\d+-?bit|hf|g\d+)$",
     re.IGNORECASE,
 )
 

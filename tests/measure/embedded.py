@@ -14,16 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dflash_mlx.blas import prefer_openblas
+import mlx.core as mx
+import mlx_lm
 
-FAST_BLAS = prefer_openblas()
+from dflash_mlx.generation import stream_generate
+from dflash_mlx.loading import Pair, load
+from dflash_mlx.options import Options
 
-import mlx.core as mx  # noqa: E402
-import mlx_lm  # noqa: E402
-
-from dflash_mlx.generation import stream_generate  # noqa: E402
-from dflash_mlx.loading import Pair, load  # noqa: E402
-from dflash_mlx.options import Options  # noqa: E402
+from . import FAST_BLAS
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.json"
 

@@ -15,23 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dflash_mlx.blas import prefer_openblas
+import mlx.core as mx
+from dflash import model_mlx as published
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama, qwen3
+from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-prefer_openblas()
-
-import mlx.core as mx  # noqa: E402
-from dflash import model_mlx as published  # noqa: E402
-from mlx.utils import tree_flatten  # noqa: E402
-from mlx_lm.models import llama, qwen3  # noqa: E402
-from mlx_lm.tokenizer_utils import load as load_tokenizer  # noqa: E402
-
-from dflash_mlx.config import FULL, DraftConfig, Rope  # noqa: E402
-from dflash_mlx.drafts.dflash import DFlashDraft  # noqa: E402
-from dflash_mlx.embedded import embedded_target  # noqa: E402
-from dflash_mlx.generation import stream_generate  # noqa: E402
-from dflash_mlx.loading import Pair  # noqa: E402
-from dflash_mlx.options import Options  # noqa: E402
-from dflash_mlx.targets import target_for  # noqa: E402
+from dflash_mlx.config import FULL, DraftConfig, Rope
+from dflash_mlx.drafts.dflash import DFlashDraft
+from dflash_mlx.embedded import embedded_target
+from dflash_mlx.generation import stream_generate
+from dflash_mlx.loading import Pair
+from dflash_mlx.options import Options
+from dflash_mlx.targets import target_for
 
 SIZE, VOCAB = 32, 256
 SHAPE: dict[str, Any] = {
