@@ -11,7 +11,13 @@ from dflash_mlx.errors import DFlashError
 
 from .chat import EXAMPLES as CHAT_EXAMPLES
 from .chat import chat
+from .doctor import EXAMPLES as DOCTOR_EXAMPLES
+from .doctor import doctor
+from .models import EXAMPLES as MODELS_EXAMPLES
+from .models import models
 from .options import flags
+from .verify import EXAMPLES as VERIFY_EXAMPLES
+from .verify import verify
 
 
 class Group(TyperGroup):
@@ -57,3 +63,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=CHAT_EXAMPLES)(flags(chat))
+app.command(epilog=MODELS_EXAMPLES)(models)
+app.command(epilog=DOCTOR_EXAMPLES)(flags(doctor))
+app.command(epilog=VERIFY_EXAMPLES)(flags(verify))

@@ -8,33 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 from .errors import CheckpointError, UnsupportedError
+from .fields import Fields
+from .implemented import check_implemented
+from .rope import Rope, read_rope
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
-_T = TypeVar("_T")
+DFLASH_1 = "DFlashDraftModel"
+DFLASH_2 = "DFlash2DraftModel"
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Rotary embedding of the draft: half-split pairs over the whole head.
+class DFlash2:
+    """What DFlash 2 adds: convolutions around sublayers and a selector of candidates.
 
-    `factor` and what follows describe YaRN (arXiv 2309.00071, section 3); `kind` is "default"
-    where they do not apply. `attention_factor` multiplies the rotated queries and keys; the
-    default follows the reference implementation: the ratio of `mscale` to `mscale_all_dim` where
-    a config states both, else 0.1 ln(factor) + 1.
+    Attributes:
+        conv_kernel_size: rows a convolution reaches, its own included.
+        conv_group_size: channels that share what a convolution takes from the input.
+        selector_rank: width of the selector's codebooks.
+        selector_top_k: candidates per position.
     """
 
-    kind: str
-    theta: float
-    factor: float = 1.0
-    original_max_position: int = 4096
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float = 1.0
+    conv_kernel_size: int
+    conv_group_size: int
+    selector_rank: int
+    selector_top_k: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class DraftConfig:
         layer_types: "full_attention" or "sliding_attention" per layer.
         causal: per layer, whether a row of the block sees only the rows before it.
         sliding_window: a row sees keys less than this many positions back.
+        output_multiplier, final_logit_softcapping: applied in this order to the logits of the
+            target's plain head.
+        input_embedding_scale: multiplies the embeddings as the target makes them, its own scale
+            included (Gemma's), as in the published MLX code; the PyTorch code multiplies the
+            bare table.
+        dflash2: None for a DFlash 1 draft.
     """
 
     hidden_size: int
@@ -69,11 +77,21 @@ class DraftConfig:
     final_logit_softcapping: float | None
     output_multiplier: float
     input_embedding_scale: float
+    dflash2: DFlash2 | None = None
 
     @property
     def windows(self) -> tuple[int | None, ...]:
         """Per layer: the sliding window in positions, None where attention is full."""
         return tuple(self.sliding_window if t == SLIDING else None for t in self.layer_types)
+
+    def on_scaled_embeddings(self, scale: float) -> DraftConfig:
+        """The config for a target whose embeddings come multiplied by `scale` already.
+
+        A config that states just this factor means the bare table, as the PyTorch code has it.
+        """
+        if scale == 1 or not math.isclose(self.input_embedding_scale, scale, rel_tol=0.01):
+            return self
+        return replace(self, input_embedding_scale=1.0)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str) -> DraftConfig:
@@ -87,15 +105,15 @@ class DraftConfig:
             CheckpointError: a field is missing or has the wrong type or range.
             UnsupportedError: a kind of draft that we do not run.
         """
-        _check_architecture(raw, source)
-        top = _Fields(raw, source)
-        inner = _Fields(top.get("dflash_config", dict, {}), f"{source}: dflash_config")
+        architecture = _architecture(raw, source)
+        top = Fields(raw, source)
+        inner = Fields(top.get("dflash_config", dict, {}), f"{source}: dflash_config")
+        check_implemented(top, inner)
         num_layers = top.positive("num_hidden_layers")
         layer_types = _layer_types(top, num_layers)
-        block_size = inner.get("block_size", int, None) or top.get("block_size", int, 16)
+        block_size = _place(inner, top, "block_size").get("block_size", int, 16)
         if not 2 <= block_size <= 64:
             raise CheckpointError(f"{source}: block_size is {block_size}, expected 2 to 64")
-        mask = inner.get("mask_token_id", int, None)
         num_heads = top.positive("num_attention_heads")
         return cls(
             hidden_size=top.positive("hidden_size"),
@@ -110,8 +128,8 @@ class DraftConfig:
             attention_bias=top.get("attention_bias", bool, False),
             block_size=block_size,
             taps=_taps(inner),
-            mask_token_id=top.need("mask_token_id", int) if mask is None else mask,
-            rope=_rope(top),
+            mask_token_id=_place(inner, top, "mask_token_id").need("mask_token_id", int),
+            rope=read_rope(top),
             layer_types=layer_types,
             causal=_causal(top, inner, layer_types),
             sliding_window=_window(top, layer_types),
@@ -119,65 +137,40 @@ class DraftConfig:
             final_logit_softcapping=_either(inner, top, "final_logit_softcapping", None),
             output_multiplier=_either(inner, top, "output_multiplier", 1.0),
             input_embedding_scale=_either(inner, top, "input_embedding_scale", 1.0),
+            dflash2=_dflash2(top, inner) if architecture == DFLASH_2 else None,
         )
 
 
-class _Fields:
-    """Typed look-ups in a JSON object, with the file's name in every complaint."""
-
-    def __init__(self, raw: Mapping[str, Any], source: str) -> None:
-        self.raw = raw
-        self.source = source
-
-    def get(self, name: str, kind: type[_T], default: Any) -> Any:
-        value = self.raw.get(name)
-        if value is None:
-            return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.wrong(name, value, f"a {kind.__name__}")
-        return value
-
-    def need(self, name: str, kind: type[_T]) -> Any:
-        if self.raw.get(name) is None:
-            raise CheckpointError(f"{self.source}: the field {name!r} is missing")
-        return self.get(name, kind, None)
-
-    def positive(self, name: str) -> int:
-        value: int = self.need(name, int)
-        if value < 1:
-            raise self.wrong(name, value, "a positive int")
-        return value
-
-    def number(self, name: str) -> float:
-        value: float = self.need(name, float)
-        if value <= 0:
-            raise self.wrong(name, value, "a positive number")
-        return value
-
-    def wrong(self, name: str, value: object, expected: str) -> CheckpointError:
-        return CheckpointError(f"{self.source}: {name} is {value!r}, expected {expected}")
-
-
-def _check_architecture(raw: Mapping[str, Any], source: str) -> None:
-    names = raw.get("architectures") or []
-    if "DFlash2DraftModel" in names:
-        raise UnsupportedError(f"{source}: DFlash 2 drafts are not supported yet; use a DFlash 1")
+def _architecture(raw: Mapping[str, Any], source: str) -> str:
+    names = raw.get("architectures") or [DFLASH_1]
     if "dflash_config" not in raw:
         raise UnsupportedError(
             f"{source} is no DFlash draft: it has no dflash_config (architectures: {names})"
         )
+    for name in (DFLASH_2, DFLASH_1):
+        if name in names:
+            return name
+    raise UnsupportedError(
+        f"{source}: architectures is {names}; {DFLASH_1} and {DFLASH_2} are supported"
+    )
 
 
-def _kv_heads(top: _Fields, num_heads: int) -> int:
+def _dflash2(top: Fields, inner: Fields) -> DFlash2:
+    values = {name: _place(inner, top, name).positive(name) for name in DFlash2.__annotations__}
+    group, size = values["conv_group_size"], top.positive("hidden_size")
+    if size % group:
+        raise inner.wrong("conv_group_size", group, f"a divisor of hidden_size {size}")
+    return DFlash2(**values)
+
+
+def _kv_heads(top: Fields, num_heads: int) -> int:
     kv_heads = top.positive("num_key_value_heads")
     if num_heads % kv_heads:
         raise top.wrong("num_key_value_heads", kv_heads, f"a divisor of {num_heads} heads")
     return kv_heads
 
 
-def _taps(inner: _Fields) -> tuple[int, ...]:
+def _taps(inner: Fields) -> tuple[int, ...]:
     taps = inner.need("target_layer_ids", list)
     if not taps or not all(isinstance(i, int) and not isinstance(i, bool) for i in taps):
         raise inner.wrong("target_layer_ids", taps, "a list of layer numbers")
@@ -186,7 +179,7 @@ def _taps(inner: _Fields) -> tuple[int, ...]:
     return tuple(taps)
 
 
-def _layer_types(top: _Fields, num_layers: int) -> tuple[str, ...]:
+def _layer_types(top: Fields, num_layers: int) -> tuple[str, ...]:
     types = top.get("layer_types", list, None) or [FULL] * num_layers
     if len(types) != num_layers:
         raise top.wrong("layer_types", types, f"{num_layers} entries, one a layer")
@@ -196,12 +189,12 @@ def _layer_types(top: _Fields, num_layers: int) -> tuple[str, ...]:
     return tuple(types)
 
 
-def _window(top: _Fields, layer_types: tuple[str, ...]) -> int | None:
+def _window(top: Fields, layer_types: tuple[str, ...]) -> int | None:
     # Kept only where a layer slides: many configs state a window that no layer uses.
     return top.positive("sliding_window") if SLIDING in layer_types else None
 
 
-def _causal(top: _Fields, inner: _Fields, layer_types: tuple[str, ...]) -> tuple[bool, ...]:
+def _causal(top: Fields, inner: Fields, layer_types: tuple[str, ...]) -> tuple[bool, ...]:
     """Reference rule: what the config says for all layers, else sliding layers are causal."""
     stated = top.get("is_causal", bool, None)
     if stated is None:
@@ -209,42 +202,10 @@ def _causal(top: _Fields, inner: _Fields, layer_types: tuple[str, ...]) -> tuple
     return tuple(t == SLIDING if stated is None else stated for t in layer_types)
 
 
-def _either(inner: _Fields, top: _Fields, name: str, default: float | None) -> Any:
-    value = inner.get(name, float, None)
-    return top.get(name, float, default) if value is None else value
+def _place(inner: Fields, top: Fields, name: str) -> Fields:
+    """Where a field of dflash_config stands: there, or at the top as in some exports."""
+    return inner if inner.raw.get(name) is not None or top.raw.get(name) is None else top
 
 
-def _rope(top: _Fields) -> Rope:
-    scaling = top.get("rope_parameters", dict, None) or top.get("rope_scaling", dict, None) or {}
-    nested = _Fields(scaling, f"{top.source}: rope")
-    theta = top.get("rope_theta", float, None) or nested.get("rope_theta", float, 10000.0)
-    kind = nested.get("rope_type", str, None) or nested.get("type", str, "default")
-    if kind == "default":
-        return Rope("default", theta)
-    if kind != "yarn":
-        raise UnsupportedError(f"{top.source}: rope type {kind!r}; default and yarn are supported")
-    factor = nested.number("factor")
-    return Rope(
-        "yarn",
-        theta,
-        factor,
-        nested.get("original_max_position_embeddings", int, 4096),
-        nested.get("beta_fast", float, 32.0),
-        nested.get("beta_slow", float, 1.0),
-        _attention_factor(nested, factor),
-    )
-
-
-def _attention_factor(nested: _Fields, factor: float) -> float:
-    stated = nested.get("attention_factor", float, None)
-    if stated is not None:
-        return float(stated)
-    mscale = nested.get("mscale", float, None)
-    all_dim = nested.get("mscale_all_dim", float, None)
-
-    def amplitude(scale: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-    if mscale and all_dim:
-        return amplitude(mscale) / amplitude(all_dim)
-    return amplitude(1.0)
+def _either(inner: Fields, top: Fields, name: str, default: float | None) -> Any:
+    return _place(inner, top, name).get(name, float, default)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from .kv import KVCache, Scalar, State
+from .kv import Scalar
 from .loading import Pair
 from .options import Options
 from .sampling import Sampling, process
@@ -47,10 +47,6 @@ class Decoder:
         """A position as the step wants it."""
         return mx.array(position, mx.int32) if self.compiled else position
 
-    def state(self, cache: KVCache) -> State:
-        """A cache's state as the step wants it."""
-        return cache.fixed() if self.compiled else cache.state
-
     def key(self, position: int) -> mx.array:
         """Random key of the round whose anchor stands at `position`."""
         return round_key(self._seed, position)
@@ -83,12 +79,11 @@ class PlainDecoder(Decoder):
 
     def _issue(self, anchor: mx.array, start: int) -> mx.array:
         cache = self.session.cache
-        cache.reserve(start + 1 - cache.length)
         packed, state = self.run(
             self._step,
             anchor,
             self.scalar(start),
-            self.state(cache),
+            cache.begin(start, 1, self.compiled),
             self.history(),
             self.key(start),
         )
@@ -111,14 +106,12 @@ class DraftDecoder(Decoder):
     def next(self, anchor: int, room: int) -> Result:
         cache, context = self.session.cache, self._context
         start, behind = cache.length, cache.length - context.length
-        cache.reserve(self._width)
-        context.reserve(behind + self._width)
         packed, self._verified, state, context_state = self.run(
             self._step,
             mx.array([anchor], mx.int32),
             self.scalar(start),
-            self.state(cache),
-            self.state(context),
+            cache.begin(start, self._width, self.compiled),
+            context.begin(context.length, behind + self._width, self.compiled),
             self._features(behind),
             self.scalar(context.length),
             self.history(),

@@ -26,7 +26,7 @@ Windows = tuple[int | None, ...]  # per layer: the sliding window, None for full
 Scalar = int | mx.array
 # "base": one scalar per distinct window; "layers": [keys, values] per layer, each
 # [1, kv_heads, slots, head_dim], or None before the first pass.
-State = dict[str, list[Any]]
+State = dict[str, Any]
 STEP = 256  # slots are added in this many, as mlx-lm does
 
 
@@ -72,17 +72,23 @@ def collect(state: State, layers: Sequence[LayerView]) -> State:
 
 
 def masks(
-    windows: Windows, state: State, start: Scalar, rows: int, ahead: Sequence[bool] = ()
+    windows: Windows,
+    state: State,
+    start: Scalar,
+    rows: int,
+    ahead: Sequence[bool] = (),
+    *,
+    shorthand: bool = True,
 ) -> list[Any]:
     """Per layer: which keys the `rows` queries from position `start` on may see.
 
     Args:
         ahead: per layer, whether a query also sees the rows behind it (a bidirectional block);
             nowhere by default.
+        shorthand: whether layers understand mlx-lm's "causal", and None for everything.
 
     Returns:
-        bool [rows, keys] per layer, or mlx-lm's shorthands for the same: "causal", and None for
-        everything.
+        bool [rows, keys] per layer, or a shorthand for it.
     """
     made: dict[tuple[int | None, bool], Any] = {}
     bases = dict(zip(dict.fromkeys(windows), state["base"], strict=True))
@@ -90,7 +96,12 @@ def masks(
     for (window, sees_ahead), layer in zip(kinds, state["layers"], strict=True):
         if (window, sees_ahead) not in made:
             slots = layer[0].shape[2] if layer else 0
-            made[window, sees_ahead] = _mask(window, bases[window], start, rows, slots, sees_ahead)
+            short = _shorthand(window, bases[window], start, rows, sees_ahead)
+            made[window, sees_ahead] = (
+                short[0]
+                if short and shorthand
+                else _mask(window, bases[window], start, rows, slots, sees_ahead)
+            )
     return [made[kind] for kind in kinds]
 
 
@@ -109,8 +120,21 @@ class KVCache:
         """Keep the first `rows` rows of the last pass and forget the rest."""
         self.length += rows
 
+    def begin(self, start: int, rows: int, fixed: bool) -> State:
+        """Make room for a pass over `rows` rows from position `start` on.
+
+        Args:
+            start: `length`, or more where passes are issued before the last one is committed.
+            fixed: whether the pass runs with fixed shapes.
+
+        Returns:
+            the state that the pass is given.
+        """
+        self.reserve(start + rows - self.length)
+        return self.fixed() if fixed else self.state
+
     def update(self, state: State) -> None:
-        """Take over the rows that a pass has written."""
+        """Take over what the pass has written."""
         self.state["layers"] = state["layers"]
 
     def reserve(self, rows: int) -> None:
@@ -185,14 +209,22 @@ def _room(rows: mx.array, slots: int) -> mx.array:
     return mx.concatenate([rows, more], axis=2)
 
 
+def _shorthand(
+    window: int | None, base: Scalar, start: Scalar, rows: int, ahead: bool
+) -> tuple[str | None] | None:
+    """In a tuple, what says the same as the mask; None where only the mask says it."""
+    if not isinstance(start, int):
+        return None
+    if window is not None and start + rows - int(base) > window:
+        return None
+    return (None,) if ahead or rows == 1 else ("causal",)
+
+
 def _mask(
     window: int | None, base: Scalar, start: Scalar, rows: int, slots: int, ahead: bool
-) -> Any:
+) -> mx.array:
     last = start + rows
-    exact = isinstance(last, int)
-    if exact and (window is None or int(last) - int(base) <= window):
-        return None if ahead or rows == 1 else "causal"
-    key = base + mx.arange(int(last) - int(base) if exact else slots)
+    key = base + mx.arange(int(last) - int(base) if isinstance(last, int) else slots)
     query = (start + mx.arange(rows))[:, None]
     seen = mx.broadcast_to(key < last, (rows, key.size)) if ahead else key <= query
     if window is not None:

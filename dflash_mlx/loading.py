@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from . import pairs
 from .checkpoint import check_names, read_config, read_tensors
 from .config import DraftConfig
+from .draftcheck import TEXT, check_draft
+from .drafts import draft_for
 from .drafts.dflash import DFlashDraft
+from .drafts.quantised import GROUP_SIZE, is_quantised, quantise, quantise_as_stored
 from .embedded import embedded_draft, embedded_target
-from .errors import CheckpointError, ModelNotFoundError, PairError, UnsupportedError, UsageError
+from .errors import CheckpointError, ModelNotFoundError, PairError, UsageError
 from .hub import fetch, is_repo_id
-from .targets import TARGETS, target_for
+from .targets import family_of, target_for
 from .targets.base import Target
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 BITS = (4, 8)
-GROUP_SIZE = 64
 
 
 @dataclass(eq=False)
@@ -70,6 +75,7 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     draft_revision: str | None = None,
+    check: bool = True,
     quiet: bool = False,
 ) -> Pair:
     """Load a target and its draft.
@@ -84,6 +90,8 @@ def load(
             own on a GPU, float32 on the CPU.
         revision: branch, tag or commit of a target on the hub.
         draft_revision: the same for the draft.
+        check: refuse a draft that does not work as it was loaded (`draftcheck`). False is for
+            measuring one that is known not to; a text is the target's own either way.
         quiet: show no progress.
 
     Raises:
@@ -93,18 +101,25 @@ def load(
     known = pairs.find(model)
     target_folder = _target_folder(model, known, revision, quiet)
     raw = read_config(target_folder)
-    _check_family(raw, model)
+    family_of(raw.get("model_type"), model)
     found = _find_draft(model, draft, known, draft_revision, quiet) if speculate else None
     config = None
     if found is not None:
         config = DraftConfig.from_dict(read_config(found[0]), f"{found[1]}/config.json")
         _check_fit(config, raw, model, found[1])
     lm, tokenizer = _load_target(target_folder, raw, bits, dtype)
+    target = target_for(lm, config.taps if config else ())
     network = None
     if found is not None and config is not None:
-        network = read_draft(found[0], config, draft_bits, dtype)
+        # The config counts rows of the head; only the tokenizer tells padding from tokens.
+        vocabulary = max(tokenizer.get_vocab().values()) + 1 if config.dflash2 else None
+        config = config.on_scaled_embeddings(target.embed_scale)
+        original = partial(read_draft, found[0], config, vocabulary=vocabulary)
+        network = original(bits=draft_bits, dtype=dtype)
+        if check:
+            check_draft(target, network, tokenizer.encode(TEXT), found[1], original, draft_bits)
     return Pair(
-        target=target_for(lm, config.taps if config else ()),
+        target=target,
         draft=network,
         tokenizer=tokenizer,
         eos_ids=frozenset(tokenizer.eos_token_ids),
@@ -115,7 +130,11 @@ def load(
 
 
 def read_draft(
-    folder: Path, config: DraftConfig, bits: int | None = None, dtype: str | None = None
+    folder: Path,
+    config: DraftConfig,
+    bits: int | None = None,
+    dtype: str | None = None,
+    vocabulary: int | None = None,
 ) -> DFlashDraft:
     """Read a draft's tensors, each by its name.
 
@@ -124,30 +143,33 @@ def read_draft(
         config: the checked config.
         bits: quantise the linear layers to 4 or 8 bits.
         dtype: floating type to compute in.
+        vocabulary: how many ids the tokenizer knows; rows of the head behind them are padding,
+            which DFlash 2 leaves out of its candidates.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape.
+        UnsupportedError: the tensors are quantised in a way that MLX does not know.
     """
-    network = DFlashDraft(config)
-    tensors = read_tensors(folder)
-    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    quantised = read_config(folder).get("quantization")
-    if isinstance(quantised, dict):
-        nn.quantize(
-            network,
-            group_size=quantised["group_size"],
-            bits=quantised["bits"],
-            class_predicate=lambda path, _: f"{path}.scales" in tensors,
-        )
+    network = draft_for(config, vocabulary)
+    raw, source = read_config(folder), str(folder)
+    tensors = {_stored(name): tensor for name, tensor in read_tensors(folder).items()}
+    quantised = is_quantised(raw, source)
+    if quantised:
+        quantise_as_stored(network, raw, tensors.keys(), source)
     expected = {name: value.shape for name, value in _parameters(network).items()}
-    check_names(tensors, expected, str(folder))
+    check_names(tensors, expected, source)
     network.load_weights(list(tensors.items()))
     network.set_dtype(_draft_dtype(network.dtype, dtype))
     if bits:
         if quantised:
             raise UsageError("the draft is quantised already; leave out --draft-bits")
-        nn.quantize(network, group_size=GROUP_SIZE, bits=bits, class_predicate=_divides)
+        quantise(network, bits)
     return network.prepare()
+
+
+def _stored(name: str) -> str:
+    """Our name of a stored tensor; codebooks are stored bare, and some exports add a prefix."""
+    return name.removeprefix("model.") + (".weight" if name.endswith("_codebook") else "")
 
 
 def _draft_dtype(stored: mx.Dtype, wanted: str | None) -> mx.Dtype:
@@ -165,10 +187,6 @@ def _dtype(wanted: str | None, stored: mx.Dtype) -> mx.Dtype:
 
 def _parameters(module: nn.Module) -> dict[str, mx.array]:
     return dict(cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
-
-
-def _divides(_: str, module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and module.weight.shape[-1] % GROUP_SIZE == 0
 
 
 def _check_options(bits: int | None, draft_bits: int | None, dtype: str | None) -> None:
@@ -197,8 +215,8 @@ def _target_folder(
 
 
 def _fetch(repo: str, known: pairs.Known | None, revision: str | None, quiet: bool) -> Path:
-    if known is not None and known.family not in TARGETS:
-        raise UnsupportedError(f"{repo} is of type {known.family!r}, which is not supported yet")
+    if known is not None:
+        family_of(known.family, repo)
     return fetch(repo, revision=revision, quiet=quiet)
 
 
@@ -228,28 +246,20 @@ def _text(raw: dict[str, Any]) -> dict[str, Any]:
     return nested if isinstance(nested, dict) else raw
 
 
-def _check_family(raw: dict[str, Any], model: str) -> None:
-    kind = raw.get("model_type")
-    if kind not in TARGETS:
-        raise UnsupportedError(
-            f"{model} is of type {kind!r}, which is not supported; supported are "
-            f"{', '.join(TARGETS)}"
-        )
-
-
 def _check_fit(config: DraftConfig, raw: dict[str, Any], model: str, draft: str) -> None:
     """Refuse a draft that was made for another target, before anything is loaded."""
     text = _text(raw)
     layers = text.get("num_hidden_layers", 0)
+    vocabulary = text.get("vocab_size", raw.get("vocab_size"))
     wrong = None
     if config.hidden_size != text.get("hidden_size"):
         wrong = f"hidden size {config.hidden_size} against {text.get('hidden_size')}"
-    elif config.num_target_layers not in (None, layers):
+    elif abs((config.num_target_layers or layers) - layers) > 1:  # some configs count the embedding
         wrong = f"made for {config.num_target_layers} target layers, the target has {layers}"
     elif max(config.taps) >= layers:
         wrong = f"taps layer {max(config.taps)} of a target with {layers} layers"
-    elif config.vocab_size != text.get("vocab_size"):
-        wrong = f"vocabulary {config.vocab_size} against {text.get('vocab_size')}"
+    elif config.vocab_size != vocabulary:
+        wrong = f"vocabulary {config.vocab_size} against {vocabulary}"
     elif not 0 <= config.mask_token_id < config.vocab_size:
         wrong = f"mask token {config.mask_token_id} outside {config.vocab_size} tokens"
     if wrong:
@@ -275,11 +285,25 @@ def _load_target(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"{folder} cannot be loaded by mlx-lm: {reason}") from error
     floating = [v for v in _parameters(lm).values() if mx.issubdtype(v.dtype, mx.floating)]
-    lm.set_dtype(_dtype(dtype, floating[0].dtype))
+    _cast(lm, _dtype(dtype, floating[0].dtype))
     if bits:
         if raw.get("quantization"):
             raise UsageError(f"{folder} is quantised already; leave out --bits")
-        lm, _ = quantize_model(lm, config, GROUP_SIZE, bits)
+        with redirect_stdout(sys.stderr):  # where it reports what it did
+            lm, _ = quantize_model(lm, config, GROUP_SIZE, bits)
     mx.eval(lm.parameters())
     lm.eval()
     return lm, tokenizer
+
+
+def _cast(lm: Any, dtype: mx.Dtype) -> None:
+    """Floating parameters to `dtype`, but for those that mlx-lm keeps in float32."""
+    may = lm.cast_predicate if hasattr(lm, "cast_predicate") else lambda _: True
+    lm.update(
+        tree_map_with_path(
+            lambda path, a: (
+                a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) and may(path) else a
+            ),
+            lm.parameters(),
+        )
+    )

@@ -51,11 +51,9 @@ class Session:
         hidden = None
         for first in range(kept, len(prompt), chunk):
             ids = list(prompt[first : first + chunk])
-            self.cache.reserve(len(ids))
-            hidden, features, state = self.target.forward(
-                mx.array([ids], mx.int32), first, self.cache.state
-            )
-            self.cache.state = state
+            state = self.cache.begin(first, len(ids), fixed=False)
+            hidden, features, state = self.target.forward(mx.array([ids], mx.int32), first, state)
+            self.cache.update(state)
             if features is not None:
                 self._remember(features, first, len(prompt))
             mx.eval(self.cache.arrays(), self.context.arrays() if self.context else [])
@@ -65,7 +63,7 @@ class Session:
             if progress:
                 progress(first + len(ids) - kept, len(prompt) - kept)
         assert hidden is not None
-        return self.target.head(hidden[:, -1:])[:, 0], kept
+        return self.target.logits(hidden[:, -1:])[:, 0], kept
 
     def rewind(self, prompt: Sequence[int]) -> int:
         """Forget what is not a proper prefix of `prompt`; returns how many rows are left."""

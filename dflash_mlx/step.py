@@ -36,7 +36,7 @@ class PlainStep:
         """Take int32 [1] at position `start` to int32 [2] (0 accepted, the next token)."""
         hidden, _, state = self.target.forward(anchor[None], start, state)
         rows = _histories(history, anchor)
-        logits = process(self.target.head(hidden)[0], rows, self.sampling)
+        logits = process(self.target.logits(hidden)[0], rows, self.sampling)
         token = choose(logits, self.sampling, key)
         return mx.concatenate([mx.zeros(1, mx.int32), token]), state
 
@@ -86,14 +86,10 @@ class DraftStep:
         draft_key, accept_key = mx.random.split(key)
         if features is not None:
             context = self.draft.extend(features, features_start, context)
-        logits, context = self._draft(anchor, start, context)
-        # The draft does not know its own block while it draws it, only what stands before.
-        rows = _histories(history, anchor)
-        drafted, logq = self._draw(process(logits, rows, self.sampling), draft_key)
-
+        drafted, logq, context = self._draft(anchor, start, context, history, draft_key)
         block = mx.concatenate([anchor, drafted])
         hidden, verified, state = self.target.forward(block[None], start, state)
-        logits = process(self.target.head(hidden)[0], _histories(history, block), self.sampling)
+        logits = process(self.target.logits(hidden)[0], _histories(history, block), self.sampling)
         assert verified is not None
         if logq is None:
             packed = accept_greedy(drafted, mx.argmax(logits, axis=-1))
@@ -102,19 +98,19 @@ class DraftStep:
             packed = accept_sampled(drafted, logq, logp, accept_key)
         return packed, verified, state, context
 
-    def _draft(self, anchor: mx.array, start: Scalar, context: State) -> tuple[mx.array, State]:
-        """Logits [width - 1, vocab] of the positions behind the anchor."""
+    def _draft(
+        self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
+    ) -> tuple[mx.array, mx.array | None, State]:
+        """Tokens for the places behind the anchor and log q, as `propose`; the new context."""
         masks = mx.full(self.width - 1, self.draft.config.mask_token_id, mx.int32)
-        block = self.target.embed(mx.concatenate([anchor, masks])[None])
+        block = self.target.embed_block(mx.concatenate([anchor, masks])[None])
         hidden, context = self.draft.forward(block, start, context)
-        logits = self.target.head(hidden[:, 1:].astype(self.target.dtype))
-        return self.draft.shape_logits(logits)[0], context
-
-    def _draw(self, logits: mx.array, key: mx.array) -> tuple[mx.array, mx.array | None]:
-        if self.sampling.greedy:
-            return mx.argmax(logits, axis=-1).astype(mx.int32), None
-        logq = log_distribution(logits, self.sampling)
-        return mx.random.categorical(logq, key=key).astype(mx.int32), logq
+        hidden = hidden[:, 1:]
+        logits = self.draft.shape_logits(self.target.head(hidden.astype(self.target.dtype)))[0]
+        # The draft does not know its own block while it draws it, only what stands before.
+        logits = process(logits, _histories(history, anchor), self.sampling)
+        drafted, logq = self.draft.propose(hidden[0], logits, anchor, self.sampling, key)
+        return drafted, logq, context
 
 
 def choose(logits: mx.array, sampling: Sampling, key: mx.array) -> mx.array:

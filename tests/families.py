@@ -1,87 +1,23 @@
 """Small random-weight models of the real architectures, and drafts that follow a script."""
 
+import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models import llama, qwen3, qwen3_moe
 from mlx_lm.models.cache import make_prompt_cache
 
-from dflash_mlx.config import FULL, SLIDING, DraftConfig, Rope
+from dflash_mlx.config import FULL, DraftConfig, Rope
 from dflash_mlx.drafts.dflash import DFlashDraft
 from dflash_mlx.kv import Scalar, State
 from dflash_mlx.loading import Pair
 from dflash_mlx.targets import target_for
 
-VOCAB = 64
-WINDOW = 16
-HIDDEN = 48
+from .reduced import COMMON, CONFIGS, HIDDEN, VOCAB, WINDOW, build, language_model
+
+__all__ = ["COMMON", "CONFIGS", "HIDDEN", "VOCAB", "WINDOW", "build", "language_model"]
 MASK_ID = VOCAB - 1
-
-COMMON: dict[str, Any] = {
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": 4,
-    "intermediate_size": 80,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 4096,
-    "rope_theta": 10000.0,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-
-
-def _llama(**more: Any) -> Any:
-    return llama.Model(llama.ModelArgs(model_type="llama", **COMMON, **more))
-
-
-def _qwen3(**more: Any) -> Any:
-    return qwen3.Model(qwen3.ModelArgs(model_type="qwen3", head_dim=16, **COMMON, **more))
-
-
-def _qwen3_moe() -> Any:
-    more = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    rest = {"decoder_sparse_step": 1, "mlp_only_layers": [1], "norm_topk_prob": True}
-    args = {"head_dim": 16, "tie_word_embeddings": False, **COMMON, **more, **rest}
-    return qwen3_moe.Model(qwen3_moe.ModelArgs(model_type="qwen3_moe", **args))
-
-
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "llama": lambda: _llama(tie_word_embeddings=False, rope_scaling=LLAMA3_ROPE),
-    "llama-tied": lambda: _llama(tie_word_embeddings=True),
-    "llama-sliding": lambda: _llama(
-        layer_types=[FULL, SLIDING, SLIDING, FULL], sliding_window=WINDOW
-    ),
-    "qwen3": lambda: _qwen3(tie_word_embeddings=False),
-    "qwen3_moe": _qwen3_moe,
-}
-
-
-@cache
-def language_model(family: str) -> Any:
-    """A float32 model with random weights, the same in every call."""
-    mx.random.seed(7)
-    model = FAMILIES[family]()
-    # The default scale gives flat logits and text of one token; this one varies.
-    model.update(_scaled(model.parameters(), 3.0))
-    mx.eval(model.parameters())
-    return model
-
-
-def _scaled(tree: Any, factor: float) -> Any:
-    if isinstance(tree, dict):
-        return {k: _scaled(v, factor) for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [_scaled(v, factor) for v in tree]
-    return tree * factor if tree.ndim > 1 else tree
+FAMILIES = tuple(CONFIGS)
 
 
 def draft_config(**changes: Any) -> DraftConfig:
@@ -151,14 +87,22 @@ class ScriptedDraft(DFlashDraft):
 
 def plain_ids(family: str, prompt: Sequence[int], count: int) -> list[int]:
     """Greedy continuation by mlx-lm's own model and cache, one token at a time."""
+    return plain_text(family, prompt, count)[0]
+
+
+def plain_text(family: str, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
+    """As `plain_ids`, and the smallest distance between the two top logits on the way."""
     model = language_model(family)
     cache_ = make_prompt_cache(model)
     logits = model(mx.array([list(prompt)]), cache=cache_)
     ids: list[int] = []
+    margin = math.inf
     while len(ids) < count:
+        second, first = mx.sort(logits[0, -1])[-2:].tolist()
+        margin = min(margin, first - second)
         ids.append(int(mx.argmax(logits[0, -1]).item()))
         logits = model(mx.array([ids[-1:]]), cache=cache_)
-    return ids
+    return ids, margin
 
 
 def make_pair(

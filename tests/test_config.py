@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from dflash_mlx.config import FULL, SLIDING, DraftConfig, Rope
+from dflash_mlx.config import FULL, SLIDING, DFlash2, DraftConfig
 from dflash_mlx.embedded import embedded_draft
 from dflash_mlx.errors import CheckpointError, UnsupportedError
+from dflash_mlx.rope import Rope
+
+from .families import draft_config
 
 # As z-lab/Qwen3-4B-DFlash-b16 is laid out: block size and rope theta at the top.
 OLD: dict[str, Any] = {
@@ -41,14 +44,28 @@ NEW: dict[str, Any] = {
     "sliding_window": 4096,
     "dflash_config": {**OLD["dflash_config"], "block_size": 16, "mask_token_id": 248077},
 }
-KIMI_ROPE = {
-    "type": "yarn",
-    "factor": 64.0,
-    "original_max_position_embeddings": 4096,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
+# As z-lab/Muse-Glimmer-30B-DFlash2 is.
+SECOND: dict[str, Any] = {
+    **NEW,
+    "architectures": ["DFlash2DraftModel"],
+    "is_causal": False,
+    "hidden_size": 6656,
+    "num_hidden_layers": 5,
+    "layer_types": [SLIDING] * 5,
+    "sliding_window": 2048,
+    "use_sliding_window": True,
+    "max_window_layers": 5,
+    "dflash_config": {
+        "block_size": 16,
+        "conv_group_size": 16,
+        "conv_kernel_size": 2,
+        "final_logit_softcapping": 20.0,
+        "mask_token_id": 201818,
+        "output_multiplier": 0.19611613513818404,
+        "selector_rank": 256,
+        "selector_top_k": 16,
+        "target_layer_ids": [1, 13, 25, 37, 49],
+    },
 }
 
 
@@ -106,18 +123,27 @@ def test_scales_in_either_place() -> None:
     assert read({**OLD, "final_logit_softcapping": 30}).final_logit_softcapping == 30.0
 
 
-@pytest.mark.parametrize(
-    ("changes", "amplitude"),
-    [
-        ({}, 1.0),  # mscale and mscale_all_dim stated: their ratio
-        ({"mscale": None}, 1.4158883083359672),  # 0.1 ln 64 + 1
-        ({"attention_factor": 1.4159}, 1.4159),  # stated: it decides
-    ],
-)
-def test_yarn_amplitude(changes: dict[str, Any], amplitude: float) -> None:
-    rope = read({**OLD, "rope_scaling": {**KIMI_ROPE, **changes}}).rope
-    assert (rope.kind, rope.factor) == ("yarn", 64.0)
-    assert rope.attention_factor == pytest.approx(amplitude)
+def test_dflash_2() -> None:
+    config = read(SECOND)
+    assert config.dflash2 == DFlash2(2, 16, 256, 16)
+    assert config.causal == (False,) * 5
+    assert config.windows == (2048,) * 5
+    assert (config.block_size, config.mask_token_id) == (16, 201818)
+    assert (config.output_multiplier, config.final_logit_softcapping) == (0.19611613513818404, 20)
+    assert read(OLD).dflash2 is None
+
+
+@pytest.mark.parametrize("layers", [4, 5, 6, 8])
+@pytest.mark.parametrize("taps", [1, 5, 6, 8])
+def test_any_number_of_layers_and_taps(layers: int, taps: int) -> None:
+    raw = inner(target_layer_ids=list(range(1, 1 + taps)))
+    config = read({**raw, "num_hidden_layers": layers})
+    assert (config.num_layers, len(config.taps), len(config.layer_types)) == (layers, taps, layers)
+
+
+def test_small_heads_with_biases() -> None:
+    config = read({**OLD, "attention_bias": True, "head_dim": 64, "num_attention_heads": 64})
+    assert (config.attention_bias, config.head_dim) == (True, 64)
 
 
 def test_the_embedded_draft() -> None:
@@ -169,6 +195,11 @@ def test_a_field_of_the_wrong_type(name: str) -> None:
         ({**NEW, "layer_types": [FULL]}, "expected 6 entries"),
         ({**NEW, "sliding_window": None}, "the field 'sliding_window' is missing"),
         ({**NEW, "is_causal": "no"}, "is_causal is 'no', expected a bool"),
+        (
+            {**SECOND, "dflash_config": {**SECOND["dflash_config"], "selector_rank": None}},
+            "the field 'selector_rank' is missing",
+        ),
+        ({**SECOND, "hidden_size": 6650}, "conv_group_size is 16, expected a divisor of"),
     ],
 )
 def test_mistakes_are_named(raw: dict[str, Any], message: str) -> None:
@@ -179,12 +210,23 @@ def test_mistakes_are_named(raw: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({**OLD, "architectures": ["DFlash2DraftModel"]}, "DFlash 2 drafts are not supported yet"),
+        ({**OLD, "architectures": ["DSparkDraftModel"]}, r"architectures is \['DSpark"),
         ({k: v for k, v in OLD.items() if k != "dflash_config"}, "is no DFlash draft"),
         ({**NEW, "layer_types": ["chunked"] * 6}, "unknown layer types"),
-        ({**OLD, "rope_scaling": {"rope_type": "longrope"}}, "rope type 'longrope'"),
     ],
 )
 def test_kinds_we_do_not_run(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         read(raw)
+
+
+SCALES = [(7.0, 7.02, 1), (1, 7, 1), (3, 7, 3), (2, 1, 2)]
+
+
+@pytest.mark.parametrize(("stated", "scale", "applied"), SCALES)
+def test_a_scale_that_the_target_applies_itself(
+    stated: float, scale: float, applied: float
+) -> None:
+    """Gemma's drafts: the published implementations differ in who scales the embeddings."""
+    config = draft_config(input_embedding_scale=stated)
+    assert config.on_scaled_embeddings(scale).input_embedding_scale == applied

@@ -1,18 +1,25 @@
 """The DFlash network against a second, plain way to compute the same."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from dflash_mlx.config import FULL, SLIDING, DraftConfig, Rope
+from dflash_mlx.config import FULL, SLIDING, DFlash2, DraftConfig
+from dflash_mlx.drafts import draft_for
 from dflash_mlx.drafts.dflash import DFlashDraft
+from dflash_mlx.drafts.dflash2 import GroupedDynamicCausalConv
+from dflash_mlx.rope import Rope
 
 from .families import HIDDEN, draft_config, random_draft
 
 YARN = Rope("yarn", 10000.0, 32.0, 32, 32.0, 1.0, 1.25)
+LLAMA3 = Rope("llama3", 10000.0, 8.0, 64, low_freq_factor=1.0, high_freq_factor=4.0)
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "full, causal": {"causal": (True, True)},
@@ -24,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sliding, both ways": {"layer_types": (SLIDING, SLIDING), "sliding_window": 12},
     "biases": {"attention_bias": True},
     "yarn": {"rope": YARN},
+    "yarn, not truncated": {"rope": replace(YARN, truncate=False)},
+    "llama3": {"rope": LLAMA3},
     "scaled": {
         "output_multiplier": 0.2,
         "final_logit_softcapping": 20.0,
@@ -35,11 +44,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "layer_types": (FULL,) * 4,
         "causal": (False,) * 4,
     },
+    "dflash 2": {
+        "layer_types": (SLIDING, SLIDING),
+        "sliding_window": 12,
+        "dflash2": DFlash2(2, 16, 8, 4),
+    },
+    "dflash 2, kernels wider than the block": {"dflash2": DFlash2(7, 8, 8, 4)},
 }
 
 
 def angles(rope: Rope, dims: int, positions: mx.array) -> mx.array:
-    """Rotation per position and pair [L, dims / 2], written from the YaRN paper's formulas."""
+    """Rotation per position and pair [L, dims / 2], written from the papers' formulas."""
     inverse = [rope.theta ** (-2 * i / dims) for i in range(dims // 2)]
     if rope.kind == "yarn":
 
@@ -47,11 +62,22 @@ def angles(rope: Rope, dims: int, positions: mx.array) -> mx.array:
             length = rope.original_max_position / (2 * math.pi * rotations)
             return dims * math.log(length) / (2 * math.log(rope.theta))
 
-        low = max(math.floor(cutoff(rope.beta_fast)), 0)
-        high = min(math.ceil(cutoff(rope.beta_slow)), dims - 1)
+        low, high = cutoff(rope.beta_fast), cutoff(rope.beta_slow)
+        if rope.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dims - 1)
         for i, frequency in enumerate(inverse):
             ramp = min(max((i - low) / max(high - low, 1e-3), 0), 1)
             inverse[i] = frequency / rope.factor * ramp + frequency * (1 - ramp)
+    if rope.kind == "llama3":
+        for i, frequency in enumerate(inverse):
+            wavelength = 2 * math.pi / frequency
+            smooth = rope.original_max_position / wavelength - rope.low_freq_factor
+            smooth /= rope.high_freq_factor - rope.low_freq_factor
+            if wavelength > rope.original_max_position / rope.low_freq_factor:
+                inverse[i] = frequency / rope.factor
+            elif wavelength > rope.original_max_position / rope.high_freq_factor:
+                inverse[i] = (1 - smooth) * frequency / rope.factor + smooth * frequency
     return positions[:, None] * mx.array(inverse)
 
 
@@ -64,20 +90,41 @@ def rotate(x: mx.array, rope: Rope, positions: mx.array) -> mx.array:
     return turned * (rope.attention_factor if rope.kind == "yarn" else 1.0)
 
 
+def convolved(
+    conv: GroupedDynamicCausalConv, rows: mx.array, sublayer: Callable[[mx.array], mx.array]
+) -> mx.array:
+    """A sublayer between its convolutions, channel by channel and row by row."""
+    _, reach, size = conv.base_kernel.shape
+    length, groups = rows.shape[1], size // conv._group_size
+    dynamic = conv.kernel_projection(rows)[0].reshape(length, 2, reach, groups)
+    groups_of = mx.arange(size) // conv._group_size
+
+    def run(x: mx.array, which: int) -> mx.array:
+        out = []
+        for t in range(length):
+            row = mx.zeros(size)
+            for o in range(min(reach, t + 1)):
+                kernel = conv.base_kernel[which, o] + dynamic[t, which, o][groups_of]
+                row = row + kernel * x[0, t - o]
+            out.append(row)
+        return mx.stack(out)[None]
+
+    return run(sublayer(run(rows, 0)), 1)
+
+
 def plain(draft: DFlashDraft, features: mx.array, block: mx.array) -> mx.array:
     """Everything from scratch: all context rows, no cache, attention written out."""
     config, rows, length = draft.config, features.shape[1], block.shape[1]
     context = draft.hidden_norm(draft.fc(features))
     positions = mx.arange(rows + length)
     x = block * config.input_embedding_scale
-    for i, layer in enumerate(draft.layers):
-        a = layer.self_attn
-        h = layer.input_layernorm(x)
+
+    def heads(y: mx.array) -> mx.array:
+        return y.reshape(1, y.shape[1], -1, config.head_dim).transpose(0, 2, 1, 3)
+
+    def attend(i: int, h: mx.array) -> mx.array:
+        a = draft.layers[i].self_attn
         both = mx.concatenate([context, h], axis=1)
-
-        def heads(y: mx.array) -> mx.array:
-            return y.reshape(1, y.shape[1], -1, config.head_dim).transpose(0, 2, 1, 3)
-
         q = rotate(a.q_norm(heads(a.q_proj(h))), config.rope, positions[rows:])
         k = rotate(a.k_norm(heads(a.k_proj(both))), config.rope, positions)
         v = heads(a.v_proj(both))
@@ -92,16 +139,25 @@ def plain(draft: DFlashDraft, features: mx.array, block: mx.array) -> mx.array:
             seen = seen & (key <= query)
         scores = mx.where(seen, (q @ k.transpose(0, 1, 3, 2)) * config.head_dim**-0.5, -mx.inf)
         out = (mx.softmax(scores, axis=-1) @ v).transpose(0, 2, 1, 3).reshape(1, length, -1)
-        x = x + a.o_proj(out)
-        m = layer.mlp
-        h = layer.post_attention_layernorm(x)
-        x = x + m.down_proj(nn.silu(m.gate_proj(h)) * m.up_proj(h))
+        return a.o_proj(out)
+
+    def think(i: int, h: mx.array) -> mx.array:
+        m = draft.layers[i].mlp
+        return m.down_proj(nn.silu(m.gate_proj(h)) * m.up_proj(h))
+
+    for i, layer in enumerate(draft.layers):
+        for norm, name, sublayer in (
+            (layer.input_layernorm, "attention_conv", attend),
+            (layer.post_attention_layernorm, "mlp_conv", think),
+        ):
+            h, run = norm(x), partial(sublayer, i)
+            x = x + (convolved(layer[name], h, run) if config.dflash2 else run(h))
     return draft.norm(x)
 
 
 def randomised(config: DraftConfig) -> DFlashDraft:
     """Random norms and biases too: ones and zeros would hide a wrong use of them."""
-    draft = DFlashDraft(config)
+    draft = draft_for(config)
     key = mx.random.key(5)
 
     def noise(tree: Any) -> Any:

@@ -21,14 +21,15 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # A module imports only from its own layer or from one above it in this list.
 LAYERS = (
-    "errors config sampling accept stats width kv paths blas checkpoint options",
+    "errors fields rope implemented config",
+    "sampling accept stats width kv recurrent paths blas checkpoint options footprint machine",
     "kernels",
-    "drafts targets pairs hub gguf",
-    "embedded",
-    "loading",
+    "drafts targets pairs hub gguf catalog downloads",
+    "embedded draftcheck",
+    "loading listing",
     "session step text decode generation",
-    "prefix conversation",
-    "convert bench train tune serve",
+    "prefix conversation selfcheck ties verification exactness",
+    "convert bench train tune serve doctor",
     "cli",
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer.split()}
@@ -42,8 +43,10 @@ MAY_IMPORT_MLX_LM = {
     "text",
     "generation",
     "conversation",
+    "selfcheck",
 }
-MAY_IMPORT_MLX_LM_MODELS = {"targets", "loading"}
+# The self check builds one, small and random, instead of reading it from files.
+MAY_IMPORT_MLX_LM_MODELS = {"targets", "loading", "selfcheck"}
 HEAVY = {"mlx", "mlx_lm", "transformers"}
 
 MAX_LINES = 400

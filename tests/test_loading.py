@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from dflash_mlx.errors import (
     UnsupportedError,
     UsageError,
 )
-from dflash_mlx.generation import generate
+from dflash_mlx.generation import generate, rounds
 from dflash_mlx.loading import load, read_draft
 from dflash_mlx.options import Options
+from dflash_mlx.targets import target_for
 
-from .families import COMMON, VOCAB, language_model
+from .families import COMMON, CONFIGS, FAMILIES, VOCAB, language_model, plain_ids
 from .tiny import tokenizer
 
 TARGET = {**COMMON, "model_type": "llama", "tie_word_embeddings": True, "head_dim": 12}
@@ -82,6 +84,33 @@ def test_local_folders(target: Path, draft: Path) -> None:
     assert pair.max_context == 4096
     plain = generate(pair, [1, 2, 3], Options(max_tokens=20, speculate=False))
     assert generate(pair, [1, 2, 3], Options(max_tokens=20)) == plain
+
+
+def write_family(folder: Path, family: str) -> Path:
+    """A reduced model of a family, as a checkpoint has it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIGS[family]))
+    tensors = dict(tree_flatten(language_model(family).parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "mlx"})
+    tokenizer()._tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_from_a_folder(tmp_path: Path, family: str) -> None:
+    folder, drafted = write_family(tmp_path / "target", family), tmp_path / "draft"
+    layers = len(target_for(language_model(family)).layers)
+    pair = load(str(folder), str(write_draft(drafted, num_target_layers=layers)), quiet=True)
+    done = rounds(replace(pair, eos_ids=frozenset()), [1, 2, 3], Options(max_tokens=12))
+    assert [t for round_ in done for t in round_.tokens] == plain_ids(family, [1, 2, 3], 12)
+
+
+def test_what_mlx_lm_keeps_in_float32_stays_so(tmp_path: Path) -> None:
+    """The decay of a recurrent layer, in a model that otherwise runs in bfloat16."""
+    folder = write_family(tmp_path / "target", "qwen3_5")
+    lm = load(str(folder), speculate=False, dtype="bfloat16", quiet=True).target.model
+    assert lm.layers[0].linear_attn.A_log.dtype == mx.float32
+    assert lm.layers[0].linear_attn.dt_bias.dtype == mx.bfloat16
 
 
 def test_without_a_draft(target: Path) -> None:
@@ -169,7 +198,7 @@ def test_names_that_lead_nowhere(target: Path) -> None:
 
 def test_a_family_we_do_not_know(tmp_path: Path, draft: Path) -> None:
     folder = write_target(tmp_path / "t", model_type="mamba2")
-    with pytest.raises(UnsupportedError, match=r"'mamba2'.*supported are llama"):
+    with pytest.raises(UnsupportedError, match=r"type 'mamba2'.*supported are .*llama"):
         load(str(folder), str(draft), quiet=True)
 
 

@@ -9,13 +9,16 @@ target's own embedding and head serve the draft (paper: arXiv 2602.06036, sectio
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
+from typing import Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import DraftConfig
 from ..kv import KVCache, LayerView, Scalar, State, collect, masks, views
+from ..sampling import Sampling, log_distribution
+from .joined import Joined
 from .rope import Rotary
 
 
@@ -78,6 +81,7 @@ class Layer(nn.Module):
     def __call__(
         self, x: mx.array, rotary: Rotary, view: LayerView, mask: mx.array | None
     ) -> mx.array:
+        """The residual stream of a block [1, L, hidden_size] before the layer to that behind."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, view, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -89,9 +93,9 @@ class ContextProjection:
     become views of the joined ones, so nothing is held twice.
     """
 
-    def __init__(self, layers: list[Layer], config: DraftConfig) -> None:
+    def __init__(self, layers: Sequence[Layer], config: DraftConfig) -> None:
         attention = [layer.self_attn for layer in layers]
-        self._join([a.k_proj for a in attention] + [a.v_proj for a in attention])
+        self.joined = Joined([a.k_proj for a in attention] + [a.v_proj for a in attention])
         heads = config.num_kv_heads
         # [layers * kv_heads, 1, head_dim]: every layer has a norm of its own.
         self.k_norm = mx.repeat(mx.stack([a.k_norm.weight for a in attention]), heads, 0)[:, None]
@@ -109,14 +113,6 @@ class ContextProjection:
         per_layer = [slice(i * heads, (i + 1) * heads) for i in range(layers)]
         return [(keys[:, part], both[1][:, part]) for part in per_layer]
 
-    def _join(self, linears: list[nn.Linear]) -> None:
-        self.joined = copy.copy(linears[0])  # of the same kind: dense or quantised
-        for name in linears[0].parameters():
-            tensor = mx.concatenate([linear[name] for linear in linears])
-            self.joined[name] = tensor
-            for linear, part in zip(linears, mx.split(tensor, len(linears)), strict=True):
-                linear[name] = part
-
 
 class DFlashDraft(nn.Module):
     """The draft network. Parameter names are those of the published checkpoints."""
@@ -126,13 +122,17 @@ class DFlashDraft(nn.Module):
         size = config.hidden_size
         self.fc = nn.Linear(len(config.taps) * size, size, bias=False)
         self.hidden_norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
-        self.layers = [Layer(config) for _ in range(config.num_layers)]
+        self.layers = [self.new_layer(config) for _ in range(config.num_layers)]
         self.norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
         self._config = config
         self._rotary = Rotary(config.rope, config.head_dim)
         self._project: ContextProjection | None = None
 
-    def prepare(self) -> DFlashDraft:
+    def new_layer(self, config: DraftConfig) -> Layer:
+        """One of the draft's layers."""
+        return Layer(config)
+
+    def prepare(self) -> Self:
         """Arrange the weights for decoding, once they have their final values and types."""
         self._project = ContextProjection(self.layers, self._config)
         mx.eval(self.parameters(), self._project.k_norm, self._rotary.periods)
@@ -193,7 +193,34 @@ class DFlashDraft(nn.Module):
         return self.norm(x), collect(state, layer_views)
 
     def shape_logits(self, logits: mx.array) -> mx.array:
-        """Scale and soft-cap the head's logits as the config says."""
-        logits = logits * self._config.output_multiplier
+        """Scale and soft-cap the head's logits as the config says, in float32."""
+        logits = logits.astype(mx.float32) * self._config.output_multiplier
         cap = self._config.final_logit_softcapping
         return logits if not cap else mx.tanh(logits / cap) * cap
+
+    def propose(
+        self,
+        hidden: mx.array,
+        logits: mx.array,
+        anchor: mx.array,
+        sampling: Sampling,
+        key: mx.array,
+    ) -> tuple[mx.array, mx.array | None]:
+        """Choose the drafted tokens; here each place by itself.
+
+        Args:
+            hidden: [width - 1, hidden_size], what `forward` returned for the masks.
+            logits: float32 [width - 1, vocab], shaped, with bias and penalties applied.
+            anchor: int32 [1].
+            sampling: how the target's tokens are chosen.
+            key: random key.
+
+        Returns:
+            int32 [width - 1]; None if `sampling` is greedy, else log q, float32
+            [width - 1, vocab]: row i is the very distribution that token i was drawn from, given
+            the tokens before it.
+        """
+        if sampling.greedy:
+            return mx.argmax(logits, axis=-1).astype(mx.int32), None
+        logq = log_distribution(logits, sampling)
+        return mx.random.categorical(logq, key=key).astype(mx.int32), logq

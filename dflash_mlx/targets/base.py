@@ -3,19 +3,31 @@
 A family differs from this file in what its own file overrides. The layers are mlx-lm's and are
 called as they are; only the walk over them is ours, because it has to hand out the residual
 stream behind the tapped layers. Nothing of mlx-lm is replaced or wrapped: two targets with
-different taps may share one model.
+different taps may share one model. Where a family must see inside a layer, it calls a twin of it:
+a shallow copy with the same weights and another part in one place.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import PairError
+from ..errors import PairError, UnsupportedError
 from ..kv import KVCache, Scalar, State, Windows, collect, masks, views
+
+
+@dataclass
+class Pass:
+    """What the layers of one pass are called with, one of each per layer."""
+
+    views: list[Any]
+    masks: list[Any]
 
 
 class Target:
@@ -43,32 +55,68 @@ class Target:
     # What a family may override.
 
     @property
+    def language_model(self) -> Any:
+        """The module with `args`, `model` and `lm_head`: a part of a model that also sees."""
+        return self.model
+
+    @property
     def backbone(self) -> Any:
         """The module with `embed_tokens`, `layers` and `norm`."""
-        return self.model.model
+        return self.language_model.model
 
     def layer_windows(self) -> Windows:
-        """Per layer: its sliding window, None where attention is full."""
+        """Per attention layer: its sliding window, None where attention is full."""
         return (None,) * len(self.layers)
 
     def embed(self, ids: mx.array) -> mx.array:
-        """Token ids [B, L] to embeddings [B, L, hidden_size]."""
-        embeddings: mx.array = self.backbone.embed_tokens(ids)
-        return embeddings
+        """Token ids [B, L] to what the first layer gets [B, L, hidden_size]."""
+        return self.embed_block(ids)
+
+    @property
+    def embed_scale(self) -> float:
+        """What the rows of the table are multiplied by, for the draft too."""
+        return 1.0
+
+    def embed_block(self, ids: mx.array) -> mx.array:
+        """Token ids [B, L] to what a draft's block is made of [B, L, hidden_size]."""
+        rows: mx.array = self.backbone.embed_tokens(ids)
+        return rows if self.embed_scale == 1.0 else rows * self.embed_scale
 
     def head(self, hidden: mx.array) -> mx.array:
-        """Normalised hidden states [B, L, hidden_size] to logits [B, L, vocab_size]."""
-        if self.model.args.tie_word_embeddings:
-            logits: mx.array = self.backbone.embed_tokens.as_linear(hidden)
-        else:
-            logits = self.model.lm_head(hidden)
-        return logits
+        """The bare projection [B, L, hidden_size] to [B, L, vocab_size].
 
-    # What the decode loop uses.
+        A draft scales and soft-caps what comes out as its own config says.
+        """
+        if "lm_head" in self.language_model:
+            projected: mx.array = self.language_model.lm_head(hidden)
+        else:
+            projected = self.backbone.embed_tokens.as_linear(hidden)
+        return projected
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Hidden states of `forward` to the target's own logits [B, L, vocab_size]."""
+        return self.head(hidden)
 
     def new_cache(self) -> KVCache:
         """An empty cache for one generation."""
         return KVCache(self.windows)
+
+    def open(self, ids: mx.array, start: Scalar, state: State) -> Pass:
+        """What the layers of a pass over `ids` from position `start` on are called with."""
+        return Pass(
+            views(self.windows, state, start), masks(self.windows, state, start, ids.shape[1])
+        )
+
+    def run(self, index: int, hidden: mx.array, now: Pass) -> mx.array:
+        """One layer: the residual stream [1, L, hidden_size] before it to that behind it."""
+        behind: mx.array = self.layers[index](hidden, mask=now.masks[index], cache=now.views[index])
+        return behind
+
+    def close(self, state: State, now: Pass) -> State:
+        """The state after the pass."""
+        return collect(state, now.views)
+
+    # What the decode loop uses.
 
     def forward(
         self, ids: mx.array, start: Scalar, state: State
@@ -78,22 +126,21 @@ class Target:
         Args:
             ids: int32 [1, L].
             start: position of the first id; an int, or an int32 scalar in a compiled pass.
-            state: the cache's state, `fixed()` in a compiled pass.
+            state: what the cache's `begin` returned.
 
         Returns:
-            hidden states for `head` [1, L, hidden_size]; features [1, L, taps * hidden_size] of
+            hidden states for `logits` [1, L, hidden_size]; features [1, L, taps * hidden_size] of
             the residual stream behind each tapped layer, or None without taps; the new state.
         """
-        layer_views = views(self.windows, state, start)
-        layer_masks = masks(self.windows, state, start, ids.shape[1])
+        now = self.open(ids, start, state)
         hidden = self.embed(ids)
         tapped = []
-        for i, layer in enumerate(self.layers):
-            hidden = layer(hidden, mask=layer_masks[i], cache=layer_views[i])
-            if i in self.taps:
+        for index in range(len(self.layers)):
+            hidden = self.run(index, hidden, now)
+            if index in self.taps:
                 tapped.append(hidden)
         features = mx.concatenate(tapped, axis=-1) if tapped else None
-        return self.backbone.norm(hidden), features, collect(state, layer_views)
+        return self.backbone.norm(hidden), features, self.close(state, now)
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -112,3 +159,25 @@ class Target:
         """Rows of the embedding, padding rows included."""
         table: nn.Embedding = self.backbone.embed_tokens
         return int(table.weight.shape[0])
+
+
+def soft_cap(logits: mx.array, cap: float) -> mx.array:
+    """Squeeze logits into -cap..cap, as Gemma 2 does (arXiv 2408.00118, section 2)."""
+    return mx.tanh(logits / cap) * cap
+
+
+def twin(module: Any, **parts: Any) -> Any:
+    """A shallow copy of an mlx-lm module with other parts; the weights are shared.
+
+    Raises:
+        UnsupportedError: the module has no such part, in a version of mlx-lm not known here.
+    """
+    copied = copy.copy(module)
+    for name, part in parts.items():
+        if not hasattr(module, name):
+            raise UnsupportedError(
+                f"mlx-lm {version('mlx-lm')} builds {type(module).__name__} without {name!r}, "
+                "which its target here relies on; install the version pyproject.toml names"
+            )
+        setattr(copied, name, part)
+    return copied

@@ -1,0 +1,181 @@
+"""DFlash 2: convolutions inside the block, and a path through candidates instead of an argmax.
+
+DFlash 1 guesses every token of a block without knowing the others. DFlash 2 lets neighbours know
+each other in two places (https://inco.ai/blog/dflash2). A short causal convolution before and
+behind each sublayer mixes a row of the block with the rows before it. And of the most probable
+tokens at each place a selector chooses one after another: the score of token b behind token a is
+the head's logit of b plus an inner product of small codebook vectors of a and b, weighed by the
+row's hidden state. Scores between all candidates of neighbouring places are computed at once,
+for every a what would follow it is chosen at once, and the path only follows these choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import DFlash2, DraftConfig
+from ..kv import LayerView
+from ..sampling import Sampling, log_distribution
+from .dflash import DFlashDraft, Layer
+from .rope import Rotary
+
+
+class GroupedDynamicCausalConv(nn.Module):
+    """A causal convolution of a sublayer's input and another of its output, over a block's rows.
+
+    Row t becomes the sum over o of kernel[t, o] times row t - o, channel by channel, with zeros
+    before the anchor. A kernel is a learnt part per channel plus a part per group of channels
+    that is made from the sublayer's input. Context rows take no part.
+    """
+
+    def __init__(self, hidden_size: int, extra: DFlash2) -> None:
+        super().__init__()
+        groups = hidden_size // extra.conv_group_size
+        self.base_kernel = mx.zeros((2, extra.conv_kernel_size, hidden_size))
+        self.kernel_projection = nn.Linear(
+            hidden_size, 2 * extra.conv_kernel_size * groups, bias=False
+        )
+        self._group_size = extra.conv_group_size
+
+    def __call__(self, rows: mx.array, sublayer: Callable[[mx.array], mx.array]) -> mx.array:
+        """[1, L, hidden_size] through the first convolution, the sublayer and the second."""
+        before, behind = self._kernels(rows)
+        return _convolve(sublayer(_convolve(rows, before)), behind)
+
+    def _kernels(self, rows: mx.array) -> mx.array:
+        """[2, L, conv_kernel_size, hidden_size]."""
+        _, reach, size = self.base_kernel.shape
+        dynamic = self.kernel_projection(rows[0]).reshape(-1, 2, reach, size // self._group_size, 1)
+        base = self.base_kernel.reshape(2, reach, -1, self._group_size)
+        return (base + dynamic).reshape(-1, 2, reach, size).swapaxes(0, 1)
+
+
+def _convolve(rows: mx.array, kernel: mx.array) -> mx.array:
+    total = kernel[:, 0] * rows
+    for back in range(1, kernel.shape[1]):
+        earlier = mx.pad(rows, [(0, 0), (back, 0), (0, 0)])[:, : rows.shape[1]]
+        total = total + kernel[:, back] * earlier
+    return total
+
+
+class ConvolvedLayer(Layer):
+    """One transformer layer with convolutions around its sublayers."""
+
+    def __init__(self, config: DraftConfig, extra: DFlash2) -> None:
+        super().__init__(config)
+        self.attention_conv = GroupedDynamicCausalConv(config.hidden_size, extra)
+        self.mlp_conv = GroupedDynamicCausalConv(config.hidden_size, extra)
+
+    def __call__(
+        self, x: mx.array, rotary: Rotary, view: LayerView, mask: mx.array | None
+    ) -> mx.array:
+        """As the plain layer."""
+
+        def attend(rows: mx.array) -> mx.array:
+            return self.self_attn(rows, rotary, view, mask)
+
+        x = x + self.attention_conv(self.input_layernorm(x), attend)
+        return x + self.mlp_conv(self.post_attention_layernorm(x), self.mlp)
+
+
+class CandidateSelector(nn.Module):
+    """Scores of pairs of neighbouring tokens, in float32.
+
+    The codebooks have a row per row of the target's head. Candidates are the first `vocabulary`
+    ids only: what a head has behind them is padding, which stands for no token.
+    """
+
+    def __init__(self, config: DraftConfig, extra: DFlash2, vocabulary: int) -> None:
+        super().__init__()
+        self.predecessor_codebook = nn.Embedding(config.vocab_size, extra.selector_rank)
+        self.successor_codebook = nn.Embedding(config.vocab_size, extra.selector_rank)
+        self.hidden_projection = nn.Linear(config.hidden_size, extra.selector_rank, bias=False)
+        self._vocabulary = vocabulary
+        self._count = min(extra.selector_top_k, vocabulary)
+
+    def __call__(
+        self, hidden: mx.array, logits: mx.array, anchor: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """Candidates and their scores.
+
+        Args:
+            hidden: [n, hidden_size], normalised.
+            logits: float32 [n, vocab].
+            anchor: int32 [1].
+
+        Returns:
+            ids, int32 [n, k], in no order; float32 [n, k, k], where [i, a, b] is the score of
+            candidate b at place i behind candidate a at place i - 1 (behind the anchor at 0).
+        """
+        real = logits[:, : self._vocabulary]
+        ids = mx.argpartition(real, -self._count, axis=-1)[:, -self._count :].astype(mx.int32)
+        first = mx.broadcast_to(anchor, (1, self._count))
+        weight = self.hidden_projection(hidden)[:, None].astype(mx.float32)
+        before = self.predecessor_codebook(mx.concatenate([first, ids[:-1]])).astype(mx.float32)
+        behind = self.successor_codebook(ids).astype(mx.float32)
+        edges = (before * weight) @ behind.swapaxes(1, 2)
+        return ids, mx.take_along_axis(real, ids, axis=-1)[:, None] + edges
+
+
+class DFlash2Draft(DFlashDraft):
+    """The DFlash 2 network.
+
+    Args:
+        config: with `dflash2`.
+        vocabulary: how many ids stand for tokens; by default every row of the head. The published
+            code makes no difference between tokens and padding. Leaving the padding out makes room
+            for candidates that the target can accept; what is generated follows the target alone.
+    """
+
+    def __init__(self, config: DraftConfig, vocabulary: int | None = None) -> None:
+        assert config.dflash2 is not None
+        super().__init__(config)
+        vocabulary = min(vocabulary or config.vocab_size, config.vocab_size)
+        self.candidate_selector = CandidateSelector(config, config.dflash2, vocabulary)
+
+    def new_layer(self, config: DraftConfig) -> Layer:
+        """One of the draft's layers."""
+        assert config.dflash2 is not None
+        return ConvolvedLayer(config, config.dflash2)
+
+    def propose(
+        self,
+        hidden: mx.array,
+        logits: mx.array,
+        anchor: mx.array,
+        sampling: Sampling,
+        key: mx.array,
+    ) -> tuple[mx.array, mx.array | None]:
+        """Choose the drafted tokens, each behind the one before it; see `DFlashDraft.propose`.
+
+        Filters and temperature work on the candidates' scores. The published code applies the
+        temperature alone, which is the same where there are no filters; with them, candidates the
+        target never takes are not drafted. Output is exact either way: q is what was drawn from.
+        """
+        ids, scores = self.candidate_selector(hidden, logits, anchor)
+        if sampling.greedy:
+            path, _ = _follow(mx.argmax(scores, axis=-1))
+            return mx.take_along_axis(ids, path[:, None], axis=-1)[:, 0], None
+        logq = log_distribution(scores.reshape(-1, ids.shape[1]), sampling).reshape(scores.shape)
+        # Gumbel's trick: the largest of log q + noise is drawn from q. Candidates before a place
+        # may share its noise, as only one of them is on the path.
+        noise = mx.random.gumbel((ids.shape[0], 1, ids.shape[1]), key=key)
+        path, before = _follow(mx.argmax(logq + noise, axis=-1))
+        rows = mx.take_along_axis(logq, before[:, None, None], axis=1)[:, 0]
+        everywhere = mx.full((ids.shape[0], logits.shape[1]), -mx.inf)
+        drafted = mx.take_along_axis(ids, path[:, None], axis=-1)[:, 0]
+        return drafted, mx.put_along_axis(everywhere, ids, rows, axis=-1)
+
+
+def _follow(choices: mx.array) -> tuple[mx.array, mx.array]:
+    """The path through choices [n, k], what follows each candidate: its places, and those before.
+
+    Both int32 [n], places among the k candidates; the anchor is place 0.
+    """
+    places = [mx.zeros((), mx.int32)]
+    for choice in choices.astype(mx.int32):
+        places.append(mx.take(choice, places[-1]))
+    return mx.stack(places[1:]), mx.stack(places[:-1])

@@ -1,0 +1,45 @@
+"""Several linear layers as one product."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class Joined:
+    """Linear layers of the same input and sizes; those stored in the same way are one product."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        kinds: dict[Hashable, list[int]] = {}
+        for place, linear in enumerate(linears):
+            kinds.setdefault(_storage(linear), []).append(place)
+        self._parts = [(_join([linears[i] for i in p]), p) for p in kinds.values()]
+
+    def __call__(self, rows: mx.array) -> mx.array:
+        """[1, L, in] to [1, L, layers * out], in the order of the layers."""
+        if len(self._parts) == 1:
+            return self._parts[0][0](rows)
+        outputs: dict[int, mx.array] = {}
+        for linear, places in self._parts:
+            parts = mx.split(linear(rows), len(places), axis=-1)
+            outputs |= zip(places, parts, strict=True)
+        return mx.concatenate([outputs[place] for place in sorted(outputs)], axis=-1)
+
+
+def _storage(linear: nn.Linear) -> Hashable:
+    if isinstance(linear, nn.QuantizedLinear):
+        return (linear.mode, linear.bits, linear.group_size)
+    return "dense"
+
+
+def _join(linears: Sequence[nn.Linear]) -> nn.Linear:
+    joined = copy.copy(linears[0])
+    for name in linears[0].parameters():
+        tensor = mx.concatenate([linear[name] for linear in linears])
+        joined[name] = tensor
+        for linear, part in zip(linears, mx.split(tensor, len(linears)), strict=True):
+            linear[name] = part
+    return joined

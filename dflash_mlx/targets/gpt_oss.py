@@ -1,0 +1,18 @@
+"""gpt-oss: sliding and full layers in turn, each with attention sinks.
+
+A sink is a logit per head that takes part in the softmax and has no value. It lives inside
+mlx-lm's layer, so nothing is to be done about it here.
+"""
+
+from ..kv import Windows
+from .base import Target
+
+
+class GptOssTarget(Target):
+    """`model_type: gpt_oss`."""
+
+    def layer_windows(self) -> Windows:
+        """Per layer: its sliding window, None where attention is full."""
+        window = self.backbone.window_size
+        kinds = self.backbone.layer_types
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -1,0 +1,16 @@
+"""Qwen3.5, 3.6 and 3.8, dense and MoE: the text part of a model that also sees."""
+
+from typing import Any
+
+from .gated_delta import GatedDeltaTarget
+
+
+class Qwen35Target(GatedDeltaTarget):
+    """`model_type: qwen3_5` and `qwen3_5_moe`."""
+
+    projections = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+
+    @property
+    def language_model(self) -> Any:
+        """The text part."""
+        return self.model.language_model
