@@ -31,18 +31,19 @@ def read_prompt(given: str | None, raw: bool) -> str | None:
     Raises:
         UsageError: the prompt is empty or not UTF-8.
     """
-    piped = None if sys.stdin is not None and sys.stdin.isatty() else _read_stdin()
+    piped = None if sys.stdin is not None and sys.stdin.isatty() else read_stdin()
     if given is None and piped is None:
         return None
     if given is not None:
-        _check_utf8(given)
+        check_utf8(given)
     prompt = "\n\n".join(part for part in (given, piped) if part)
     if not prompt.strip():
         raise UsageError("the prompt is empty; give one with --prompt, or pipe one in")
     return prompt if raw else prompt.strip("\n")
 
 
-def _read_stdin() -> str:
+def read_stdin() -> str:
+    """What was piped in; UsageError where it is not UTF-8."""
     if sys.stdin is None:
         return ""
     try:
@@ -54,7 +55,8 @@ def _read_stdin() -> str:
         ) from None
 
 
-def _check_utf8(text: str) -> None:
+def check_utf8(text: str) -> None:
+    """Raise UsageError where an argument held bytes that are no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -17,7 +17,7 @@ from dflash_mlx.errors import UsageError
 from dflash_mlx.pairs import EMBEDDED
 
 from .chat import wire_memory
-from .once import _check_utf8, _read_stdin
+from .once import check_utf8, read_stdin
 from .options import ModelOptions, SamplingOptions, SpeculationOptions, option
 from .render import Screen
 from .verdict import Found, lines, record
@@ -202,7 +202,7 @@ def _prompt(row: str, where: str) -> str:
 def _sound(text: str) -> str:
     if not text.strip():
         raise UsageError("the prompt is empty; leave out --prompt for built-in ones")
-    _check_utf8(text)
+    check_utf8(text)
     return text
 
 
@@ -210,7 +210,7 @@ def _piped() -> Sequence[str]:
     """What is piped in, as one prompt; none where that is blank."""
     if sys.stdin is None or sys.stdin.isatty():
         return ()
-    text = _read_stdin().strip("\n")
+    text = read_stdin().strip("\n")
     return (text,) if text.strip() else ()
 
 

@@ -285,7 +285,7 @@ def _load_target(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"{folder} cannot be loaded by mlx-lm: {reason}") from error
     floating = [v for v in _parameters(lm).values() if mx.issubdtype(v.dtype, mx.floating)]
-    _cast(lm, _dtype(dtype, floating[0].dtype))
+    cast_floating(lm, _dtype(dtype, floating[0].dtype))
     if bits:
         if raw.get("quantization"):
             raise UsageError(f"{folder} is quantised already; leave out --bits")
@@ -296,7 +296,7 @@ def _load_target(
     return lm, tokenizer
 
 
-def _cast(lm: Any, dtype: mx.Dtype) -> None:
+def cast_floating(lm: Any, dtype: mx.Dtype) -> None:
     """Floating parameters to `dtype`, but for those that mlx-lm keeps in float32."""
     may = lm.cast_predicate if hasattr(lm, "cast_predicate") else lambda _: True
     lm.update(

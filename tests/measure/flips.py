@@ -24,7 +24,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from dflash_mlx.generation import rounds
-from dflash_mlx.loading import _cast, load
+from dflash_mlx.loading import cast_floating, load
 from dflash_mlx.options import Options
 from dflash_mlx.targets import target_for
 from dflash_mlx.ties import Position, judge, read_twice, tolerance
@@ -90,7 +90,7 @@ def summary(name: str, dtype: mx.Dtype, texts: Sequence[list[Position]]) -> dict
 
 def of_family(family: str, dtype: mx.Dtype, count: int, width: int, native: bool) -> dict[str, Any]:
     model = build(family)
-    _cast(model, dtype)  # as `load` does it
+    cast_floating(model, dtype)  # as `load` does it
     target = target_for(model if native else rounded(model))
     text = prompt_of(count, seed=3)
     try:
