@@ -1,0 +1,5 @@
+"""The operations that have a Metal kernel of their own, one a file.
+
+Each file has `<op>_reference`, plain MLX that defines the result, and `<op>_metal`, the kernel with
+the same arguments. The kernel's source is `metal/<op>.metal`.
+"""
