@@ -54,7 +54,7 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     lines.append(("tested with", "; ".join(tested) or "unknown: no package metadata"))
     lines.append(("system", report.system))
     lines += _device_lines(report)
-    lines.append(("kernels", ", ".join(report.kernels) or "none in this version"))
+    lines.append(("kernels", ", ".join(report.kernels) or "none in use"))
     lines += [(f"{c.name} cache", f"{c.path} ({size(c.size)})") for c in report.caches]
     return [*lines, ("self check", _verdict(report))]
 

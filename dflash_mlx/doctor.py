@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .downloads import folder_size, hub_cache
+from .kernels import IN_USE
 from .machine import (
     TESTED,
     Machine,
     blas,
     in_range,
-    kernels,
     system,
     tested_range,
     this_machine,
@@ -85,7 +85,7 @@ def examine() -> Report:
         system=system(),
         machine=machine,
         blas=blas(),
-        kernels=kernels(),
+        kernels=list(IN_USE),
         caches=caches,
         check=check,
         problems=tuple(problems),

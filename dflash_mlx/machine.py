@@ -115,16 +115,6 @@ def blas() -> str | None:
     return "OpenBLAS" if found else slow
 
 
-def kernels() -> list[str]:
-    """Names of the Metal kernels in this version."""
-    from importlib.resources import files
-
-    folder = files("dflash_mlx.metal")
-    return sorted(
-        f.name.removesuffix(".metal") for f in folder.iterdir() if f.name[-6:] == ".metal"
-    )
-
-
 def _asked() -> Machine:
     """What MLX itself says."""
     import mlx.core as mx

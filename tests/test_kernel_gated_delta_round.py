@@ -149,6 +149,13 @@ def test_rows_that_were_not_kept_do_not_matter(which: Callable[..., Round], emul
     assert all(same_bits(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("which", [gated_delta_round_metal, gated_delta_round_reference])
+def test_more_than_all_old_rows_are_all(which: Callable[..., Round], emulate: Emulate):
+    emulate(Options(checked=True))
+    found, wanted = (run(which, case(SMALL), kept) for kept in (9, 5))
+    assert all(same_bits(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("threads", THREADS)
 def test_the_size_of_threadgroups_changes_no_bit(threads: int, emulate: Emulate):
     kernels = emulate(Options())

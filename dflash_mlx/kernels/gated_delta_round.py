@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from .source import kernel
 
-THREADS = (128, 64, 32, 256)  # to a threadgroup, best first
+THREADS = (128, 64, 32, 256)  # to a threadgroup, in the order to try them
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
@@ -66,7 +66,7 @@ def gated_delta_round_reference(
     Args:
         state: before the old rows, float32 [B, Hv, Dv, Dk].
         old: rows of the last round. Where there was none, any rows with `kept` 0.
-        kept: int32 [1], from 0 to the number of old rows.
+        kept: int32 [1]; a number beyond the old rows means all of them.
         q: [B, T, Hk, Dk], scaled.
         block: T new rows.
         with_behind: whether to return the state behind the block.
