@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,6 +15,9 @@ from .options import Options
 from .sampling import Sampling, process
 from .session import Session
 from .step import DraftStep, PlainStep, choose
+from .trial import Trial
+
+log = logging.getLogger(__name__)
 
 Result = tuple[tuple[int, ...], int, int]  # tokens, drafted, accepted
 
@@ -39,9 +44,10 @@ class Decoder:
         """Call a step, compiled once per pair if so wanted."""
         if not self.compiled:
             return step(*args)
-        if step.key not in self.pair.steps:
-            self.pair.steps[step.key] = mx.compile(lambda *a: step(*a))
-        return self.pair.steps[step.key](*args)
+        key = (step.target.kernels.active, self.pair.kernels.version, step.key)
+        if key not in self.pair.steps:
+            self.pair.steps[key] = mx.compile(lambda *a: step(*a))
+        return self.pair.steps[key](*args)
 
     def scalar(self, position: int) -> Scalar:
         """A position as the step wants it."""
@@ -61,7 +67,9 @@ class PlainDecoder(Decoder):
 
     def __init__(self, pair: Pair, session: Session, options: Options, seed: int) -> None:
         super().__init__(pair, session, options, seed)
-        self._step = PlainStep(pair.target, options.sampling)
+        # No kernel pays for one row; asked for, they let every width round alike.
+        target = pair.by_kernels[0] if pair.kernels.mode == "on" else pair.target
+        self._step = PlainStep(target, options.sampling)
         self._issued: mx.array | None = None
 
     def next(self, anchor: int, room: int) -> Result:
@@ -101,13 +109,41 @@ class DraftDecoder(Decoder):
         self._context = session.context
         self._width = options.block or pair.draft.config.block_size
         self._step = DraftStep(pair.target, pair.draft, options.sampling, self._width)
+        self._fast = self._step
+        if pair.kernels.active:
+            target, draft = pair.by_kernels
+            assert draft is not None
+            self._fast = DraftStep(target, draft, options.sampling, self._width)
+        self._trial = pair.trials.setdefault(self._step.key, Trial())
         self._verified: mx.array | None = None
 
     def next(self, anchor: int, room: int) -> Result:
+        kernels = self.pair.kernels
+        if kernels.mode != "auto" or not kernels.active:
+            return self._guarded(anchor, kernels.active)
+        fast = self._trial.choose()
+        began = time.perf_counter()
+        result = self._guarded(anchor, fast)
+        if self._trial.record(fast, time.perf_counter() - began):
+            ratio, faster = self._trial.ratio, "faster" if self._trial.winner else "slower"
+            log.info("rounds with kernels are %s: %.2f of the time", faster, ratio)
+        return result
+
+    def _guarded(self, anchor: int, fast: bool) -> Result:
+        """A round; by MLX's own operations if kernels fail."""
+        try:
+            return self._round(anchor, self._fast if fast else self._step)
+        except RuntimeError as error:
+            if not fast:
+                raise
+            self.pair.kernels.retire("all", str(error).strip().splitlines()[0])
+            return self._round(anchor, self._step)
+
+    def _round(self, anchor: int, step: DraftStep) -> Result:
         cache, context = self.session.cache, self._context
         start, behind = cache.length, cache.length - context.length
-        packed, self._verified, state, context_state = self.run(
-            self._step,
+        packed, verified, state, context_state = self.run(
+            step,
             mx.array([anchor], mx.int32),
             self.scalar(start),
             cache.begin(start, self._width, self.compiled),
@@ -118,6 +154,7 @@ class DraftDecoder(Decoder):
             self.key(start),
         )
         accepted, *tokens = _read(packed)
+        self._verified = verified
         cache.update(state)
         context.update(context_state)
         context.commit(behind)

@@ -44,7 +44,7 @@ class Rows:
         """Elements in the slots that `tokens` tokens need."""
         slots = _in_steps(tokens)
         if self.window is not None:
-            slots = min(slots, _in_steps(self.window + STEP + CHUNK))
+            slots = min(slots, _in_steps(self.window + 2 * STEP + CHUNK))
         return self.layers * slots * self.width
 
 

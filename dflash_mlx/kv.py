@@ -40,16 +40,28 @@ class LayerView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [1, kv_heads, L, head_dim] at `offset`; return what queries may attend to."""
+        all_keys, all_values = self.write(keys, values)
+        if not isinstance(self.offset, int):
+            return all_keys, all_values
+        last = self.offset - int(self._base) + keys.shape[2]
+        return all_keys[..., :last, :], all_values[..., :last, :]
+
+    def write(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write as above; return all slots, those behind the last row included."""
         if isinstance(self.offset, int):
             first = self.offset - int(self._base)
-            last = first + keys.shape[2]
             self.rows = [_write(old, new, first) for old, new in self._pairs(keys, values)]
-            return self.rows[0][..., :last, :], self.rows[1][..., :last, :]
-        slot = (self.offset - self._base)[None]
-        self.rows = [
-            mx.slice_update(old, new, slot, axes=(2,)) for old, new in self._pairs(keys, values)
-        ]
+        else:
+            pairs = self._pairs(keys, values)
+            self.rows = [mx.slice_update(old, new, self.slot, axes=(2,)) for old, new in pairs]
         return self.rows[0], self.rows[1]
+
+    @property
+    def slot(self) -> mx.array:
+        """Slot of the pass's first row, int32 [1]."""
+        if isinstance(self.offset, int):
+            return mx.array([self.offset - int(self._base)], mx.int32)
+        return (self.offset - self._base)[None]
 
     def _pairs(self, keys: mx.array, values: mx.array) -> list[tuple[Any, mx.array]]:
         if self.rows is None:
@@ -141,7 +153,7 @@ class KVCache:
         """Make room for `rows` more rows behind `length`; sliding layers drop what none sees."""
         bases, layers = list(self.state["base"]), list(self.state["layers"])
         for index, window in enumerate(dict.fromkeys(self.windows)):
-            drop = self._surplus(bases[index], window, rows)
+            drop = self._surplus(bases[index], window)
             bases[index] += drop
             slots = self.length + rows - bases[index]
             for i, pair in enumerate(layers):
@@ -183,12 +195,13 @@ class KVCache:
             "layers": self.state["layers"],
         }
 
-    def _surplus(self, base: int, window: int | None, rows: int) -> int:
-        """How many of the oldest rows to drop before `rows` more are written."""
-        if window is None or self.length + rows - base <= window + 2 * STEP:
+    def _surplus(self, base: int, window: int | None) -> int:
+        """How many of the oldest rows to drop before more are written."""
+        if window is None:
             return 0
-        # STEP rows more than the window stay, so that a chat can step back a little.
-        return max(0, self.length - window - STEP - base)
+        # STEP rows more than the window stay, so that a chat can step back a little. Rows move by
+        # whole STEPs: rarely, and without changing how kernels split attention over the slots.
+        return max(0, self.length - window - STEP - base) // STEP * STEP
 
 
 def _write(old: mx.array | None, new: mx.array, first: int) -> mx.array:

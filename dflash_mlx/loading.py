@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,10 @@ from .drafts.quantised import GROUP_SIZE, is_quantised, quantise, quantise_as_st
 from .embedded import embedded_draft, embedded_target
 from .errors import CheckpointError, ModelNotFoundError, PairError, UsageError
 from .hub import fetch, is_repo_id
+from .kernels.choice import OFF, Kernels
 from .targets import family_of, target_for
 from .targets.base import Target
+from .trial import Trial
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 BITS = (4, 8)
@@ -42,8 +44,10 @@ class Pair:
         compiles: whether rounds are compiled by default: on a GPU, where building graphs in
             Python is what a round waits for. On the CPU the first use of every compiled piece
             would wait seconds for a C++ compiler.
+        kernels: what rounds run by.
         steps: compiled rounds, kept between generations; they hold the weights as they were when
             first used.
+        trials: per kind of round, whether kernels make it faster.
     """
 
     target: Target
@@ -53,8 +57,16 @@ class Pair:
     max_context: int
     name: str
     draft_name: str | None
+    kernels: Kernels = OFF
     compiles: bool = field(default_factory=lambda: mx.default_device().type == mx.gpu)
     steps: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
+    trials: dict[Any, Trial] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def by_kernels(self) -> tuple[Target, DFlashDraft | None]:
+        """Target and draft as `kernels` runs them; caches fit both forms."""
+        draft = self.draft.with_kernels(self.kernels) if self.draft else None
+        return self.target.with_kernels(self.kernels), draft
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a text, with the tokenizer's special tokens unless the text begins with them."""
@@ -73,6 +85,7 @@ def load(
     bits: int | None = None,
     draft_bits: int | None = None,
     dtype: str | None = None,
+    kernels: str = "auto",
     revision: str | None = None,
     draft_revision: str | None = None,
     check: bool = True,
@@ -88,6 +101,8 @@ def load(
         draft_bits: the same for the draft.
         dtype: floating type to compute in: float32, bfloat16 or float16. By default the files'
             own on a GPU, float32 on the CPU.
+        kernels: "auto" takes our Metal kernels where they pay, "on" wherever they can run (their
+            definitions in plain MLX where there is no Metal), "off" takes none.
         revision: branch, tag or commit of a target on the hub.
         draft_revision: the same for the draft.
         check: refuse a draft that does not work as it was loaded (`draftcheck`). False is for
@@ -98,6 +113,7 @@ def load(
         DFlashError: one line that says what was given, what was expected and what to do.
     """
     _check_options(bits, draft_bits, dtype)
+    chosen = Kernels(kernels)
     known = pairs.find(model)
     target_folder = _target_folder(model, known, revision, quiet)
     raw = read_config(target_folder)
@@ -126,6 +142,7 @@ def load(
         max_context=_text(raw).get("max_position_embeddings") or 8192,
         name=known.name if known and model.lower() == known.name.lower() else model,
         draft_name=found[1] if found else None,
+        kernels=chosen,
     )
 
 

@@ -47,7 +47,8 @@ class HybridCache(KVCache):
 
     `windows` and the attention state list the attention layers only. In addition a pass gets
     "past", one `Past` per recurrent layer, with "rows" and "kept" where rows of the last pass have
-    to be replayed; it returns "passes", per recurrent layer its "before", "after" and "rows".
+    to be replayed; it returns "passes", per recurrent layer its "before", "after" (None where only
+    a replay makes it) and "rows".
     """
 
     def __init__(self, windows: Windows, recurrent: int) -> None:
@@ -64,7 +65,7 @@ class HybridCache(KVCache):
         state = super().begin(start, rows, fixed)
         kept = start - self._first
         self._next = (start, rows)
-        if kept == self._rows:
+        if kept == self._rows and self._known_behind:
             return state | {"past": [p["after"] for p in self._passes]}
         state = state | {"past": [p["before"] for p in self._passes]}
         if kept == 0:
@@ -92,11 +93,18 @@ class HybridCache(KVCache):
 
     def arrays(self) -> list[mx.array]:
         """What must be evaluated for the last pass to be written."""
-        past = [a for p in self._passes for a in p["after"] if a is not None]
+        when = "after" if self._known_behind else "before"
+        past = [a for p in self._passes for a in p[when] if a is not None]
         return super().arrays() + past
 
+    @property
+    def _known_behind(self) -> bool:
+        """Whether the last pass returned the state behind all of its rows."""
+        return all(p["after"] is not None for p in self._passes)
+
     def _replays(self, kept: int) -> bool:
-        return 0 < kept < self._rows <= RECORDED
+        most = self._rows - self._known_behind
+        return 0 < kept <= most and self._rows <= RECORDED
 
     def _forget(self) -> None:
         self._passes = [

@@ -17,6 +17,8 @@ from dflash_mlx.config import SLIDING, DFlash2, DraftConfig
 from dflash_mlx.drafts import dflash2, draft_for
 from dflash_mlx.drafts.dflash2 import DFlash2Draft
 from dflash_mlx.generation import generate, rounds
+from dflash_mlx.kernels.candidate_path import Path as Walk
+from dflash_mlx.kernels.candidate_path import candidate_path_reference
 from dflash_mlx.kv import Scalar, State
 from dflash_mlx.loading import load
 from dflash_mlx.options import Options
@@ -164,22 +166,19 @@ def test_what_comes_out_is_exact(setting: dict[str, Any]) -> None:
     assert worst_score(setting) < 5
 
 
-def q_behind_the_anchor(choices: mx.array) -> tuple[mx.array, mx.array]:
-    path, before = RIGHT(choices)
-    return path, mx.zeros_like(before)
+def q_behind_the_anchor(scores: mx.array, ids: mx.array, noise: mx.array) -> Walk:
+    return candidate_path_reference(scores, ids, noise)._replace(rows=scores[:, 0])
 
 
-def q_behind_the_token_itself(choices: mx.array) -> tuple[mx.array, mx.array]:
-    path, _ = RIGHT(choices)
-    return path, path
-
-
-RIGHT = dflash2._follow
+def q_behind_the_token_itself(scores: mx.array, ids: mx.array, noise: mx.array) -> Walk:
+    found = candidate_path_reference(scores, ids, noise)
+    own = mx.take_along_axis(scores, found.places[:, None, None], axis=1)[:, 0]
+    return found._replace(rows=own)
 
 
 @pytest.mark.parametrize("wrong", [q_behind_the_anchor, q_behind_the_token_itself])
 def test_wrong_rows_of_q_are_noticed(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dflash2, "_follow", wrong)
+    monkeypatch.setattr(dflash2, "path", lambda *_, **__: wrong)
     assert worst_score(FILTERS[0]) > 8
 
 

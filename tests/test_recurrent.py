@@ -8,8 +8,9 @@ import pytest
 from dflash_mlx.errors import UnsupportedError
 from dflash_mlx.recurrent import RECORDED, HybridCache, RecurrentView
 from dflash_mlx.targets import target_for
-from dflash_mlx.targets.base import Target, twin
+from dflash_mlx.targets.base import Target
 from dflash_mlx.targets.gated_delta import GatedDeltaTarget
+from dflash_mlx.targets.twin import twin
 
 from .families import build, language_model, prompt_of
 

@@ -9,6 +9,7 @@ target's own embedding and head serve the draft (paper: arXiv 2602.06036, sectio
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Self
 
@@ -16,6 +17,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import DraftConfig
+from ..kernels.attend import attend
+from ..kernels.choice import OFF, Kernels
+from ..kernels.few_rows import few_rows
 from ..kv import KVCache, LayerView, Scalar, State, collect, masks, views
 from ..sampling import Sampling, log_distribution
 from .joined import Joined
@@ -25,8 +29,10 @@ from .rope import Rotary
 class Attention(nn.Module):
     """Attention of a block over the context and itself. One set of K/V weights serves both."""
 
-    def __init__(self, config: DraftConfig) -> None:
+    def __init__(self, config: DraftConfig, index: int) -> None:
         super().__init__()
+        self.kernels = OFF
+        self.window, self.ahead = config.windows[index], not config.causal[index]
         bias = config.attention_bias
         query_size = config.num_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
@@ -44,11 +50,30 @@ class Attention(nn.Module):
     ) -> mx.array:
         queries = rotary(self.q_norm(self._heads(self.q_proj(rows))), view.offset)
         keys = rotary(self.k_norm(self._heads(self.k_proj(rows))), view.offset)
-        keys, values = view.update_and_fetch(keys, self._heads(self.v_proj(rows)))
-        out = mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=self.scale, mask=mask
-        )
+        out = self._attend(queries, keys, self._heads(self.v_proj(rows)), view, mask)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(*rows.shape[:2], -1))
+
+    def _attend(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        view: LayerView,
+        mask: mx.array | None,
+    ) -> mx.array:
+        run = None
+        if view.rows is not None:
+            _, heads, rows, _ = queries.shape
+            run = attend(
+                self.kernels, view.rows[0], rows, heads, window=self.window, ahead=self.ahead
+            )
+        if run is None:
+            keys, values = view.update_and_fetch(keys, values)
+            return mx.fast.scaled_dot_product_attention(
+                queries, keys, values, scale=self.scale, mask=mask
+            )
+        out: mx.array = run(queries, *view.write(keys, values), view.slot, scale=self.scale)
+        return out
 
     def _heads(self, x: mx.array) -> mx.array:
         # [1, L, heads * head_dim] -> [1, heads, L, head_dim]; norms act on the last axis.
@@ -69,12 +94,12 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer layer."""
+    """One pre-norm transformer layer; `index` is its place among the draft's."""
 
-    def __init__(self, config: DraftConfig) -> None:
+    def __init__(self, config: DraftConfig, index: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, index)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
@@ -102,6 +127,12 @@ class ContextProjection:
         self.eps = config.rms_norm_eps
         self.shape = (2, len(layers), heads, config.head_dim)
 
+    def with_kernels(self, kernels: Kernels) -> Self:
+        """The same projection, run by these kernels where they pay."""
+        copied = copy.copy(self)
+        copied.joined = self.joined.with_kernels(kernels)
+        return copied
+
     def __call__(
         self, rows: mx.array, rotary: Rotary, start: Scalar
     ) -> list[tuple[mx.array, mx.array]]:
@@ -122,21 +153,28 @@ class DFlashDraft(nn.Module):
         size = config.hidden_size
         self.fc = nn.Linear(len(config.taps) * size, size, bias=False)
         self.hidden_norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
-        self.layers = [self.new_layer(config) for _ in range(config.num_layers)]
+        self.layers = [self.new_layer(config, index) for index in range(config.num_layers)]
         self.norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
         self._config = config
         self._rotary = Rotary(config.rope, config.head_dim)
         self._project: ContextProjection | None = None
 
-    def new_layer(self, config: DraftConfig) -> Layer:
+    def new_layer(self, config: DraftConfig, index: int) -> Layer:
         """One of the draft's layers."""
-        return Layer(config)
+        return Layer(config, index)
 
     def prepare(self) -> Self:
         """Arrange the weights for decoding, once they have their final values and types."""
         self._project = ContextProjection(self.layers, self._config)
         mx.eval(self.parameters(), self._project.k_norm, self._rotary.periods)
         return self
+
+    def with_kernels(self, kernels: Kernels) -> Self:
+        """The same draft, run by these kernels; a context fits both. `prepare` comes first."""
+        assert self._project is not None
+        copied: Self = few_rows(self, kernels)
+        copied._project = self._project.with_kernels(kernels)
+        return copied
 
     @property
     def config(self) -> DraftConfig:

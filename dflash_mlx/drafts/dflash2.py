@@ -17,6 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import DFlash2, DraftConfig
+from ..kernels.choice import OFF
+from ..kernels.selector import convolution, path
 from ..kv import LayerView
 from ..sampling import Sampling, log_distribution
 from .dflash import DFlashDraft, Layer
@@ -39,33 +41,24 @@ class GroupedDynamicCausalConv(nn.Module):
             hidden_size, 2 * extra.conv_kernel_size * groups, bias=False
         )
         self._group_size = extra.conv_group_size
+        self.kernels = OFF
 
-    def __call__(self, rows: mx.array, sublayer: Callable[[mx.array], mx.array]) -> mx.array:
-        """[1, L, hidden_size] through the first convolution, the sublayer and the second."""
-        before, behind = self._kernels(rows)
-        return _convolve(sublayer(_convolve(rows, before)), behind)
-
-    def _kernels(self, rows: mx.array) -> mx.array:
-        """[2, L, conv_kernel_size, hidden_size]."""
-        _, reach, size = self.base_kernel.shape
-        dynamic = self.kernel_projection(rows[0]).reshape(-1, 2, reach, size // self._group_size, 1)
-        base = self.base_kernel.reshape(2, reach, -1, self._group_size)
-        return (base + dynamic).reshape(-1, 2, reach, size).swapaxes(0, 1)
-
-
-def _convolve(rows: mx.array, kernel: mx.array) -> mx.array:
-    total = kernel[:, 0] * rows
-    for back in range(1, kernel.shape[1]):
-        earlier = mx.pad(rows, [(0, 0), (back, 0), (0, 0)])[:, : rows.shape[1]]
-        total = total + kernel[:, back] * earlier
-    return total
+    def __call__(
+        self, rows: mx.array, sublayer: Callable[[mx.array], mx.array], residual: mx.array
+    ) -> mx.array:
+        """The residual [1, L, hidden_size] plus rows through convolution, sublayer, convolution."""
+        run = convolution(self.kernels, rows, self.base_kernel, self._group_size)
+        dynamic = self.kernel_projection(rows[0])
+        inner = sublayer(run(rows, self.base_kernel, dynamic, 0))
+        out: mx.array = run(inner, self.base_kernel, dynamic, 1, residual)
+        return out
 
 
 class ConvolvedLayer(Layer):
     """One transformer layer with convolutions around its sublayers."""
 
-    def __init__(self, config: DraftConfig, extra: DFlash2) -> None:
-        super().__init__(config)
+    def __init__(self, config: DraftConfig, index: int, extra: DFlash2) -> None:
+        super().__init__(config, index)
         self.attention_conv = GroupedDynamicCausalConv(config.hidden_size, extra)
         self.mlp_conv = GroupedDynamicCausalConv(config.hidden_size, extra)
 
@@ -77,8 +70,8 @@ class ConvolvedLayer(Layer):
         def attend(rows: mx.array) -> mx.array:
             return self.self_attn(rows, rotary, view, mask)
 
-        x = x + self.attention_conv(self.input_layernorm(x), attend)
-        return x + self.mlp_conv(self.post_attention_layernorm(x), self.mlp)
+        x = self.attention_conv(self.input_layernorm(x), attend, x)
+        return self.mlp_conv(self.post_attention_layernorm(x), self.mlp, x)
 
 
 class CandidateSelector(nn.Module):
@@ -135,11 +128,12 @@ class DFlash2Draft(DFlashDraft):
         super().__init__(config)
         vocabulary = min(vocabulary or config.vocab_size, config.vocab_size)
         self.candidate_selector = CandidateSelector(config, config.dflash2, vocabulary)
+        self.kernels = OFF
 
-    def new_layer(self, config: DraftConfig) -> Layer:
+    def new_layer(self, config: DraftConfig, index: int) -> Layer:
         """One of the draft's layers."""
         assert config.dflash2 is not None
-        return ConvolvedLayer(config, config.dflash2)
+        return ConvolvedLayer(config, index, config.dflash2)
 
     def propose(
         self,
@@ -156,26 +150,12 @@ class DFlash2Draft(DFlashDraft):
         target never takes are not drafted. Output is exact either way: q is what was drawn from.
         """
         ids, scores = self.candidate_selector(hidden, logits, anchor)
+        run = path(self.kernels, scores, sampled=not sampling.greedy)
         if sampling.greedy:
-            path, _ = _follow(mx.argmax(scores, axis=-1))
-            return mx.take_along_axis(ids, path[:, None], axis=-1)[:, 0], None
+            return run(scores, ids).drafted, None
         logq = log_distribution(scores.reshape(-1, ids.shape[1]), sampling).reshape(scores.shape)
         # Gumbel's trick: the largest of log q + noise is drawn from q. Candidates before a place
         # may share its noise, as only one of them is on the path.
-        noise = mx.random.gumbel((ids.shape[0], 1, ids.shape[1]), key=key)
-        path, before = _follow(mx.argmax(logq + noise, axis=-1))
-        rows = mx.take_along_axis(logq, before[:, None, None], axis=1)[:, 0]
+        found = run(logq, ids, mx.random.gumbel(ids.shape, key=key))
         everywhere = mx.full((ids.shape[0], logits.shape[1]), -mx.inf)
-        drafted = mx.take_along_axis(ids, path[:, None], axis=-1)[:, 0]
-        return drafted, mx.put_along_axis(everywhere, ids, rows, axis=-1)
-
-
-def _follow(choices: mx.array) -> tuple[mx.array, mx.array]:
-    """The path through choices [n, k], what follows each candidate: its places, and those before.
-
-    Both int32 [n], places among the k candidates; the anchor is place 0.
-    """
-    places = [mx.zeros((), mx.int32)]
-    for choice in choices.astype(mx.int32):
-        places.append(mx.take(choice, places[-1]))
-    return mx.stack(places[1:]), mx.stack(places[:-1])
+        return found.drafted, mx.put_along_axis(everywhere, ids, found.rows, axis=-1)

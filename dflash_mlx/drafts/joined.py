@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
+from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from ..kernels.choice import Kernels
+from ..kernels.few_rows import few_rows
 
 
 class Joined:
@@ -16,12 +20,21 @@ class Joined:
         kinds: dict[Hashable, list[int]] = {}
         for place, linear in enumerate(linears):
             kinds.setdefault(_storage(linear), []).append(place)
-        self._parts = [(_join([linears[i] for i in p]), p) for p in kinds.values()]
+        self._parts: list[tuple[Any, list[int]]] = [
+            (_join([linears[i] for i in p]), p) for p in kinds.values()
+        ]
+
+    def with_kernels(self, kernels: Kernels) -> Self:
+        """The same product, run by these kernels where they pay."""
+        copied = copy.copy(self)
+        copied._parts = [(few_rows(linear, kernels), p) for linear, p in self._parts]
+        return copied
 
     def __call__(self, rows: mx.array) -> mx.array:
         """[1, L, in] to [1, L, layers * out], in the order of the layers."""
         if len(self._parts) == 1:
-            return self._parts[0][0](rows)
+            product: mx.array = self._parts[0][0](rows)
+            return product
         outputs: dict[int, mx.array] = {}
         for linear, places in self._parts:
             parts = mx.split(linear(rows), len(places), axis=-1)

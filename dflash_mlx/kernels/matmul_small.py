@@ -38,7 +38,7 @@ def matmul_small_metal(
     """
     _check(x, w, threads)
     m, n = x.shape[0], w.shape[0]
-    rows = _rows(n, rows)
+    rows = tile_rows(n, rows)
     run = kernel("matmul_small", ("x", "w"), ("y",))
     (y,) = run(
         inputs=[x, w],
@@ -57,7 +57,7 @@ def matmul_small_metal(
     return result
 
 
-def _rows(n: int, rows: int | None) -> int:
+def tile_rows(n: int, rows: int | None) -> int:
     """Rows of w per threadgroup: many share the reading of x, few fill more cores."""
     if rows is None:
         return next((r for r in (32, 16) if n >= r * ENOUGH_GROUPS), 8)

@@ -40,6 +40,12 @@ class PackedWeight(NamedTuple):
         """N and K of the weight it stands for."""
         return self.w.shape[-2], self.w.shape[-1] * 32 // self.bits
 
+    def first(self, count: int) -> PackedWeight:
+        """The first so many rows, or experts."""
+        return self._replace(
+            w=self.w[:count], scales=self.scales[:count], biases=self.biases[:count]
+        )
+
     def dequantised(self) -> mx.array:
         """The weight in float32."""
         scales, biases = self.scales.astype(mx.float32), self.biases.astype(mx.float32)
@@ -103,7 +109,7 @@ def launch(
 
     With `indices` it gathers (see the `.metal` file).
     """
-    each = _rows(shape[1], rows, fused=up is not None)
+    each = tile_rows(shape[1], rows, fused=up is not None)
     template = [
         ("T", x.dtype),
         ("BITS", weight.bits),
@@ -127,7 +133,7 @@ def launch(
     return result
 
 
-def _rows(n: int, rows: int | None, fused: bool) -> int:
+def tile_rows(n: int, rows: int | None, fused: bool) -> int:
     """Rows of each weight per threadgroup: many share the reading of x, few fill more cores."""
     least = 16 if fused else 8
     if rows is None:

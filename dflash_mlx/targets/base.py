@@ -9,17 +9,20 @@ a shallow copy with the same weights and another part in one place.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import PairError, UnsupportedError
-from ..kv import KVCache, Scalar, State, Windows, collect, masks, views
+from ..errors import PairError
+from ..kernels.choice import OFF, Kernels
+from ..kernels.few_rows import few_rows
+from ..kernels.linear import FewRows, stored
+from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks, views
+from .attending import Softmax, attended
+from .experts import experts
 
 
 @dataclass
@@ -36,12 +39,20 @@ class Target:
     Args:
         model: the model as `mlx_lm.load` returns it.
         taps: zero-based ids of the layers whose output makes up the features.
+        kernels: what to run passes of few rows by.
     """
 
-    def __init__(self, model: Any, taps: Sequence[int] = ()) -> None:
+    # How the kernel takes over a family's attention; None where it does not.
+    softmax: Softmax | None = Softmax()
+
+    def __init__(self, model: Any, taps: Sequence[int] = (), kernels: Kernels = OFF) -> None:
         self.model = model
         self.taps = tuple(taps)
+        self.kernels = kernels
         self.layers: list[Any] = self.backbone.layers
+        if kernels.active:
+            self.layers = [few_rows(layer, kernels, experts) for layer in self.layers]
+        self._project = self._head()
         self.windows = self.layer_windows()
         # Also what is no parameter (rotary frequencies): MLX lets only the thread that built a
         # lazy array evaluate it, and another thread may be the first to generate.
@@ -68,6 +79,10 @@ class Target:
         """Per attention layer: its sliding window, None where attention is full."""
         return (None,) * len(self.layers)
 
+    def window_of(self, index: int) -> int | None:
+        """The sliding window of layer `index`, if it attends at all."""
+        return self.windows[index]
+
     def embed(self, ids: mx.array) -> mx.array:
         """Token ids [B, L] to what the first layer gets [B, L, hidden_size]."""
         return self.embed_block(ids)
@@ -87,10 +102,7 @@ class Target:
 
         A draft scales and soft-caps what comes out as its own config says.
         """
-        if "lm_head" in self.language_model:
-            projected: mx.array = self.language_model.lm_head(hidden)
-        else:
-            projected = self.backbone.embed_tokens.as_linear(hidden)
+        projected: mx.array = self._project(hidden)
         return projected
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -109,7 +121,13 @@ class Target:
 
     def run(self, index: int, hidden: mx.array, now: Pass) -> mx.array:
         """One layer: the residual stream [1, L, hidden_size] before it to that behind it."""
-        behind: mx.array = self.layers[index](hidden, mask=now.masks[index], cache=now.views[index])
+        layer, view, mask = self.layers[index], now.views[index], now.masks[index]
+        if self.softmax and isinstance(view, LayerView):
+            heads, window = self.language_model.args.num_attention_heads, self.window_of(index)
+            layer, view, mask = attended(
+                layer, view, mask, hidden.shape[1], heads, window, self.softmax, self.kernels
+            )
+        behind: mx.array = layer(hidden, mask=mask, cache=view)
         return behind
 
     def close(self, state: State, now: Pass) -> State:
@@ -142,6 +160,21 @@ class Target:
         features = mx.concatenate(tapped, axis=-1) if tapped else None
         return self.backbone.norm(hidden), features, self.close(state, now)
 
+    def with_kernels(self, kernels: Kernels) -> Self:
+        """The same model, run by these kernels; caches fit both."""
+        return type(self)(self.model, self.taps, kernels)
+
+    def _head(self) -> Any:
+        """What the bare projection calls."""
+        if "lm_head" in self.language_model:
+            module = self.language_model.lm_head
+            call = module
+        else:
+            module = self.backbone.embed_tokens
+            call = module.as_linear
+        weight = stored(module) if self.kernels.active else None
+        return call if weight is None else FewRows(module, weight, self.kernels, call)
+
     @property
     def dtype(self) -> mx.Dtype:
         """The floating type of the residual stream."""
@@ -164,20 +197,3 @@ class Target:
 def soft_cap(logits: mx.array, cap: float) -> mx.array:
     """Squeeze logits into -cap..cap, as Gemma 2 does (arXiv 2408.00118, section 2)."""
     return mx.tanh(logits / cap) * cap
-
-
-def twin(module: Any, **parts: Any) -> Any:
-    """A shallow copy of an mlx-lm module with other parts; the weights are shared.
-
-    Raises:
-        UnsupportedError: the module has no such part, in a version of mlx-lm not known here.
-    """
-    copied = copy.copy(module)
-    for name, part in parts.items():
-        if not hasattr(module, name):
-            raise UnsupportedError(
-                f"mlx-lm {version('mlx-lm')} builds {type(module).__name__} without {name!r}, "
-                "which its target here relies on; install the version pyproject.toml names"
-            )
-        setattr(copied, name, part)
-    return copied

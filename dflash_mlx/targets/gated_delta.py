@@ -13,17 +13,42 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..kernels.choice import Run
 from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks, views
 from ..recurrent import RECORDED, HybridCache, Past, RecurrentView
-from .base import Pass, Target, twin
+from .base import Pass, Target
+from .delta_round import Projected, pick_round, run_round
+from .twin import twin
 
 
 @dataclass
 class HybridPass(Pass):
-    """`views` holds a `LayerView` or a `RecurrentView` per layer; both lists go by layer."""
+    """`views` holds a `LayerView` or a `RecurrentView` per layer; both lists go by layer.
+
+    Attributes:
+        past: per recurrent layer, its state before the pass.
+        rows: per recurrent layer run so far, what its projections returned.
+        rounds: what runs those layers, replay included; None where mlx-lm does.
+    """
 
     past: list[Past]
     rows: list[list[mx.array]]
+    rounds: Rounds | None = None
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How a pass goes on from the one before it in one dispatch per layer.
+
+    Attributes:
+        run: the recurrence.
+        old: per recurrent layer, its rows of the last pass; None where there are none to replay.
+        kept: how many of them count.
+    """
+
+    run: Run
+    old: list[list[mx.array] | None]
+    kept: Scalar
 
 
 class Listen:
@@ -57,20 +82,25 @@ class GatedDeltaTarget(Target):
         """The attention layers are full."""
         return (None,) * sum(not layer.is_linear for layer in self.layers)
 
+    def window_of(self, index: int) -> int | None:
+        """None: attention is full where there is any."""
+        return None
+
     def new_cache(self) -> KVCache:
         """An empty cache for one generation."""
         return HybridCache(self.windows, len(self.layers) - len(self.windows))
 
     def open(self, ids: mx.array, start: Scalar, state: State) -> HybridPass:
         """Replay what was kept of the last pass, then share out views and masks."""
-        past = self._settle(state)
+        rounds = self._rounds(state, ids.shape[1])
+        past = list(state["past"]) if rounds else self._settle(state)
         attention = iter(views(self.windows, state, start))
         recurrent = iter([RecurrentView(p) for p in past])
         layer_views = [next(recurrent if layer.is_linear else attention) for layer in self.layers]
         # All attention layers are alike; the recurrence is causal by itself.
         mask = masks(self.windows, state, start, ids.shape[1])[0]
         layer_masks = [None if layer.is_linear else mask for layer in self.layers]
-        return HybridPass(layer_views, layer_masks, past, [])
+        return HybridPass(layer_views, layer_masks, past, [], rounds)
 
     def run(self, index: int, hidden: mx.array, now: Pass) -> mx.array:
         """One layer; a recurrent one is listened to where its rows may be rejected."""
@@ -79,6 +109,8 @@ class GatedDeltaTarget(Target):
         if not layer.is_linear or not 1 < hidden.shape[1] <= RECORDED:
             return super().run(index, hidden, now)
         net = layer.linear_attn
+        if now.rounds is not None:
+            return self._round(layer, hidden, now, now.rounds)
         ears = {name: Listen(getattr(net, name)) for name in self.projections}
         layer = twin(layer, linear_attn=twin(net, **ears))
         behind: mx.array = layer(hidden, mask=None, cache=now.views[index])
@@ -91,10 +123,50 @@ class GatedDeltaTarget(Target):
         attention = [view for view in now.views if isinstance(view, LayerView)]
         after = [view.past for view in now.views if isinstance(view, RecurrentView)]
         passes = [
-            {"before": b, "after": a, "rows": now.rows[i] if now.rows else None}
+            {
+                "before": b,
+                "after": None if now.rounds else a,
+                "rows": now.rows[i] if now.rows else None,
+            }
             for i, (b, a) in enumerate(zip(now.past, after, strict=True))
         ]
         return collect(state, attention) | {"passes": passes}
+
+    def projected(self, net: Any, rows: list[mx.array]) -> Projected:
+        """What `projections` returned, as the recurrence takes it."""
+        raise NotImplementedError
+
+    def _rounds(self, state: State, rows: int) -> Rounds | None:
+        """How a pass of so many rows runs by the kernel; None for mlx-lm's own code."""
+        past: list[Past] = state["past"]
+        if not 1 < rows <= RECORDED or any(part is None for p in past for part in p):
+            return None
+        net = next(layer.linear_attn for layer in self.layers if layer.is_linear)
+        run = pick_round(self.kernels, net, rows, self.dtype)
+        if run is None:
+            return None
+        none: list[list[mx.array] | None] = [None] * len(past)
+        return Rounds(run, state.get("rows", none), state.get("kept", 0))
+
+    def _round(self, layer: Any, hidden: mx.array, now: HybridPass, rounds: Rounds) -> mx.array:
+        net, place = layer.linear_attn, len(now.rows)
+        old = rounds.old[place]
+
+        def recurrence(x: mx.array, mask: Any, cache: Any) -> mx.array:
+            rows = [getattr(net, name)(x) for name in self.projections]
+            out, now.past[place] = run_round(
+                net,
+                rounds.run,
+                now.past[place],
+                None if old is None else self.projected(net, old),
+                rounds.kept,
+                self.projected(net, rows),
+            )
+            now.rows.append(rows)
+            return out
+
+        behind: mx.array = twin(layer, linear_attn=recurrence)(hidden, mask=None, cache=None)
+        return behind
 
     def _settle(self, state: State) -> list[Past]:
         """Per recurrent layer its state at the start of the pass."""

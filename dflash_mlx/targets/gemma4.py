@@ -35,6 +35,8 @@ class GemmaPass(Pass):
 class Gemma4Target(Target):
     """`model_type: gemma4` and `gemma4_unified`, and `gemma4_text` for the text part alone."""
 
+    softmax = None  # layers hand their keys and values on to others
+
     @property
     def language_model(self) -> Any:
         """The text part."""

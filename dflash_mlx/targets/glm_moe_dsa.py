@@ -22,8 +22,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..kv import LayerView, Scalar, State, Windows, collect, masks, views
-from .base import Pass, twin
+from .base import Pass
 from .mla import ABSORBED, MlaTarget
+from .twin import twin
 
 
 @dataclass

@@ -5,11 +5,14 @@ mlx-lm's layer, so nothing is to be done about it here.
 """
 
 from ..kv import Windows
+from .attending import Softmax
 from .base import Target
 
 
 class GptOssTarget(Target):
     """`model_type: gpt_oss`."""
+
+    softmax = Softmax("sm_scale", "sinks")
 
     def layer_windows(self) -> Windows:
         """Per layer: its sliding window, None where attention is full."""

@@ -20,8 +20,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..kernels.choice import OFF, Kernels
 from ..kv import Scalar, State, masks, views
-from .base import Pass, Target, twin
+from .base import Pass, Target
+from .twin import twin
 
 # With r the latent's size, n and v those of a head's key (without its rotary part) and value, a
 # query costs 2r per head and key absorbed and n + v expanded, and expanding costs r(n + v) per
@@ -70,7 +72,7 @@ def absorbed(attention: Any) -> Any:
     query = "q_proj" if attention.q_lora_rank is None else "q_b_proj"
     return twin(
         attention,
-        **{query: AbsorbedQuery(attention, attention.get(query))},
+        **{query: AbsorbedQuery(attention, getattr(attention, query))},
         embed_q=Nothing(),
         unembed_out=Nothing(),
         o_proj=AbsorbedOutput(attention),
@@ -82,8 +84,10 @@ def absorbed(attention: Any) -> Any:
 class MlaTarget(Target):
     """`model_type: deepseek_v3`, `kimi_k2` and `glm4_moe_lite`."""
 
-    def __init__(self, model: Any, taps: Sequence[int] = ()) -> None:
-        super().__init__(model, taps)
+    softmax = None
+
+    def __init__(self, model: Any, taps: Sequence[int] = (), kernels: Kernels = OFF) -> None:
+        super().__init__(model, taps, kernels)
         self._narrow = [
             twin(layer, self_attn=self.narrow(layer.self_attn)) for layer in self.layers
         ]

@@ -14,6 +14,8 @@ from .base import Target, soft_cap
 class MuseGlimmerTarget(Target):
     """`model_type: muse_glimmer`, and `muse_glimmer_text` where a config nests its text part."""
 
+    softmax = None  # some layers rotate nothing
+
     def layer_windows(self) -> Windows:
         """Per layer: its sliding window, None where attention is full."""
         window = self.backbone.window

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import mlx.core as mx
+
+from .delta_round import Projected
 from .gated_delta import GatedDeltaTarget
 
 
@@ -14,3 +17,8 @@ class Qwen35Target(GatedDeltaTarget):
     def language_model(self) -> Any:
         """The text part."""
         return self.model.language_model
+
+    def projected(self, net: Any, rows: list[mx.array]) -> Projected:
+        """What `projections` returned, as the recurrence takes it."""
+        qkv, z, b, a = rows
+        return Projected(qkv, z.reshape(*z.shape[:2], net.num_v_heads, net.head_v_dim), b, a)
