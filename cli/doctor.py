@@ -54,7 +54,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     lines.append(("tested with", "; ".join(tested) or "unknown: no package metadata"))
     lines.append(("system", report.system))
     lines += _device_lines(report)
-    lines.append(("kernels", ", ".join(report.kernels) or "none in use"))
+    kernels = [f"{name}: {state}" for name, state in report.kernels.items()]
+    lines.append(("kernels", "; ".join(kernels) or "none: there is no Metal here"))
     lines += [(f"{c.name} cache", f"{c.path} ({size(c.size)})") for c in report.caches]
     return [*lines, ("self check", _verdict(report))]
 

@@ -110,8 +110,20 @@ def record(pair: Pair, answer: Answer, seed: int | None) -> dict[str, object]:
         "finish_reason": answer.last.finish_reason,
         "model": pair.name,
         "draft": pair.draft_name,
+        "kernels": kernels(pair),
         "seed": seed,
         "versions": versions(),
+    }
+
+
+def kernels(pair: Pair) -> dict[str, object]:
+    """Which kernels ran, which are out of use, and what rounds with them took beside others."""
+    ratios = [trial.ratio for trial in pair.trials.values() if trial.ratio is not None]
+    return {
+        "mode": pair.kernels.mode,
+        "ran": pair.kernels.proven,
+        "out_of_use": pair.kernels.refused,
+        "round_time_ratio": ratios[-1] if ratios else None,
     }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Bits = Literal["4", "8"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Use = Literal["auto", "on", "off"]
 
 
 def option(panel: str, *names: str, help: str, metavar: str | None = None) -> Any:
@@ -73,6 +74,14 @@ class ModelOptions:
             metavar="TYPE",
         ),
     ] = None
+    kernels: Annotated[
+        Use,
+        _model(
+            "--kernels",
+            help="Metal kernels: auto where they pay, on wherever they run, off",
+            metavar="WHEN",
+        ),
+    ] = "auto"
     revision: Annotated[
         str | None,
         _model("--revision", help="Branch, tag or commit of the target on the hub", metavar="NAME"),
@@ -102,6 +111,7 @@ class ModelOptions:
             bits=int(self.bits) if self.bits else None,
             draft_bits=int(self.draft_bits) if self.draft_bits else None,
             dtype=self.dtype,
+            kernels=self.kernels,
             revision=self.revision,
             draft_revision=self.draft_revision,
             quiet=quiet,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .downloads import folder_size, hub_cache
-from .kernels import IN_USE
 from .machine import (
     TESTED,
     Machine,
@@ -41,6 +40,8 @@ class Report:
 
     Attributes:
         tested: per package, the versions this one was tested with.
+        kernels: per Metal kernel, for how many rows it is chosen here, or why not; empty without
+            Metal.
         check: None where the self check broke off; `problems` says why.
         problems: a line each; empty if all is well.
     """
@@ -50,7 +51,7 @@ class Report:
     system: str
     machine: Machine | None
     blas: str | None
-    kernels: list[str]
+    kernels: dict[str, str]
     caches: tuple[Cache, ...]
     check: SelfCheck | None
     problems: tuple[str, ...]
@@ -85,7 +86,7 @@ def examine() -> Report:
         system=system(),
         machine=machine,
         blas=blas(),
-        kernels=list(IN_USE),
+        kernels=_kernels(machine, problems),
         caches=caches,
         check=check,
         problems=tuple(problems),
@@ -128,6 +129,18 @@ def _self_check(problems: list[str]) -> SelfCheck | None:
             f"{check.tokens} tokens, {check.accepted} of {check.drafted} drafted were accepted"
         )
     return check
+
+
+def _kernels(machine: Machine | None, problems: list[str]) -> dict[str, str]:
+    if machine is None or machine.kind != "metal":
+        return {}
+    from .kernels.choice import Kernels
+    from .kernels.overview import overview
+
+    kernels = Kernels()
+    found = overview(kernels)
+    problems += [f"kernel {name} is out of use: {why}" for name, why in kernels.refused.items()]
+    return found
 
 
 def _caches(problems: list[str]) -> list[Cache]:

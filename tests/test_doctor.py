@@ -269,7 +269,7 @@ system            macOS 15.1 arm64
 device            Apple M4 Max (Metal), computes in bfloat16 by default
 memory            64.0 GiB, of it for models 48.0 GiB
 wired limit       set to 56.0 GiB
-kernels           none in use
+kernels           none: there is no Metal here
 hub cache         /h/hub (3.0 GiB)
 dflash-mlx cache  /h/own (12 MiB)
 self check        passed: 64 of 64 tokens equal plain decoding's, 17 of 138
@@ -284,7 +284,7 @@ def report(**more: Any) -> Report:
         "system": "macOS 15.1 arm64",
         "machine": MAC,
         "blas": None,
-        "kernels": [],
+        "kernels": {},
         "caches": (
             Cache("hub", Path("/h/hub"), 3 * GIB),
             Cache("dflash-mlx", Path("/h/own"), 12 * 2**20),
@@ -316,7 +316,7 @@ def test_the_report_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
             "BLAS              OpenBLAS",
         ),
         ({"machine": Machine("EPYC", "cpu", 8 * GIB, 8 * GIB)}, "memory            8.0 GiB"),
-        ({"kernels": ["a", "b"]}, "kernels           a, b"),
+        ({"kernels": {"a": "2 to 5 rows", "b": "x"}}, "kernels           a: 2 to 5 rows; b: x"),
         ({"tested": {"mlx": None}}, "tested with       unknown: no package metadata"),
     ],
 )

@@ -1,8 +1,6 @@
-"""The operations that have a Metal kernel of their own, one a file.
+"""The operations that have a Metal kernel of their own, and the choice among them and MLX's.
 
-Each file has `<op>_reference`, plain MLX that defines the result, and `<op>_metal`, the kernel with
-the same arguments. The kernel's source is `metal/<op>.metal`.
+An operation's file has `<op>_reference`, plain MLX that defines the result, and `<op>_metal`, the
+kernel with the same arguments; its source is `metal/<op>.metal`. `choice.py` decides what runs, by
+`rules.py`; `linear.py`, `experts.py`, `attend.py` and `selector.py` are what models call.
 """
-
-# Those that decoding chooses from. None yet: they are proven by the emulator, but not timed.
-IN_USE: tuple[str, ...] = ()

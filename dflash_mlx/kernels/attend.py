@@ -56,7 +56,7 @@ def attend(
     run = kernels.pick(
         ATTENTION,
         (keys.dtype, dim, window, ahead, sinks, rows * group),
-        partial(_example, rows, group, dim, keys.dtype, window or 0, ahead, sinks),
+        partial(example, rows, group, dim, keys.dtype, window or 0, ahead, sinks),
         rows=rows,
         group=group,
         slots=slots,
@@ -64,7 +64,7 @@ def attend(
     return run and partial(run, window=window or 0, ahead=ahead)
 
 
-def _example(
+def example(
     rows: int, group: int, dim: int, dtype: mx.Dtype, window: int, ahead: bool, sinks: bool
 ) -> Example:
     """One KV head and a context that ends in the second chunk."""

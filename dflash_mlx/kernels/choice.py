@@ -96,7 +96,7 @@ class Kernels:
 
     @property
     def proven(self) -> list[str]:
-        """Kernels that have run."""
+        """Kernels that have run, or their references."""
         return sorted({name for (name, _), run in self._proven.items() if run})
 
     def pick(
@@ -113,6 +113,7 @@ class Kernels:
         if not self.active or op.name in self._refused:
             return None
         if self.chip is None:
+            self._proven[op.name, kind] = op.reference
             return op.reference
         if self.mode == "auto" and not op.pays(self.chip, **call):
             return None

@@ -67,11 +67,11 @@ class FewRowsExperts:
         tile = tile_rows(weight.shape[0], None, up is not None)
         kind = (dtype, weight.scales.dtype, *weight[3:], up is not None, rows <= 8, tile)
         return self._kernels.pick(
-            GATHERED, kind, partial(_example, rows, dtype, weight, up, tile), rows=rows
+            GATHERED, kind, partial(example, rows, dtype, weight, up, tile), rows=rows
         )
 
 
-def _example(
+def example(
     rows: int, dtype: mx.Dtype, weight: PackedWeight, up: PackedWeight | None, tile: int
 ) -> Example:
     """Some rows and the first of the experts, each chosen by several."""

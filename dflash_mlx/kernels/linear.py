@@ -108,16 +108,16 @@ def product(
     """What multiplies so many rows of that type with a weight; None for MLX."""
     if not 1 <= rows <= MAX_ROWS or dtype not in DTYPES:
         return None
-    example = partial(_example, rows, dtype, weight, up)
+    small = partial(example, rows, dtype, weight, up)
     if not isinstance(weight, PackedWeight):
         kind: tuple[Any, ...] = (dtype, rows <= 8, dense_tile_rows(weight.shape[0], None))
-        return kernels.pick(DENSE, kind, example, rows=rows) if dtype == weight.dtype else None
+        return kernels.pick(DENSE, kind, small, rows=rows) if dtype == weight.dtype else None
     tile = tile_rows(weight.shape[0], None, up is not None)
     kind = (dtype, weight.scales.dtype, *weight[3:], up is not None)
-    return kernels.pick(QUANTISED, (*kind, rows <= 8, tile), example, rows=rows)
+    return kernels.pick(QUANTISED, (*kind, rows <= 8, tile), small, rows=rows)
 
 
-def _example(rows: int, dtype: mx.Dtype, weight: Weight, up: PackedWeight | None) -> Example:
+def example(rows: int, dtype: mx.Dtype, weight: Weight, up: PackedWeight | None) -> Example:
     """Some rows of x and the first rows of the weight."""
     x = mx.random.normal((rows, weight.shape[1]), key=mx.random.key(0)).astype(dtype)
     if not isinstance(weight, PackedWeight):

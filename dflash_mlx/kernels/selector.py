@@ -31,7 +31,7 @@ PATH = Op(
 
 def convolution(kernels: Kernels, rows: mx.array, base: mx.array, group: int) -> Run:
     """What computes `dynamic_causal_conv` of such rows, in groups of so many channels."""
-    example = partial(_rows, rows.dtype, base.shape[1], group, base)
+    example = partial(rows_example, rows.dtype, base.shape[1], group, base)
     run = kernels.pick(CONV, (rows.dtype, base.dtype, group), example, rows=rows.shape[1])
     return run or dynamic_causal_conv_reference
 
@@ -39,12 +39,12 @@ def convolution(kernels: Kernels, rows: mx.array, base: mx.array, group: int) ->
 def path(kernels: Kernels, scores: mx.array, sampled: bool) -> Run:
     """What computes `candidate_path` for scores of that shape."""
     places, count, _ = scores.shape
-    example = partial(_scores, places, count, sampled)
+    example = partial(scores_example, places, count, sampled)
     run = kernels.pick(PATH, (places, count, sampled), example, rows=places)
     return run or candidate_path_reference
 
 
-def _rows(dtype: mx.Dtype, reach: int, group: int, base: mx.array) -> Example:
+def rows_example(dtype: mx.Dtype, reach: int, group: int, base: mx.array) -> Example:
     """Four rows through the second convolution."""
     keys = mx.random.split(mx.random.key(0), 3)
     size = base.shape[2]
@@ -53,7 +53,7 @@ def _rows(dtype: mx.Dtype, reach: int, group: int, base: mx.array) -> Example:
     return Example((rows, base, dynamic, 1, residual))
 
 
-def _scores(places: int, count: int, sampled: bool) -> Example:
+def scores_example(places: int, count: int, sampled: bool) -> Example:
     keys = mx.random.split(mx.random.key(0), 2)
     scores = mx.random.normal((places, count, count), key=keys[0])
     ids = mx.arange(places * count, dtype=mx.int32).reshape(places, count)

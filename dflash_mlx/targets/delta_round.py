@@ -8,31 +8,17 @@ its recurrence, so that part of the layer is written out here; the tests compare
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.gated_delta import compute_g, normalize_qk
 
-from ..kernels import rules
-from ..kernels.choice import Example, Kernels, Op, Run
-from ..kernels.gated_delta_round import (
-    THREADS,
-    Rows,
-    gated_delta_round_metal,
-    gated_delta_round_reference,
-)
+from ..kernels.choice import Run
+from ..kernels.gated_delta_round import Rows
 from ..kv import Scalar
 from ..recurrent import Past
 
-ROUND = Op(
-    "gated_delta_round",
-    gated_delta_round_reference,
-    gated_delta_round_metal,
-    THREADS,
-    rules.always,
-)
 EPS = 1e-6
 
 
@@ -52,14 +38,6 @@ class Projected:
     a: mx.array
 
 
-def pick_round(kernels: Kernels, net: Any, rows: int, dtype: mx.Dtype) -> Run | None:
-    """What runs a round of such a layer; None for mlx-lm."""
-    heads, dk, dv = net.num_v_heads, net.head_k_dim, net.head_v_dim
-    group = heads // net.num_k_heads
-    kind = (dtype, dk, dv, group)
-    return kernels.pick(ROUND, kind, partial(_example, dtype, dk, dv, group), rows=rows)
-
-
 def run_round(
     net: Any, run: Run, past: Past, old: Projected | None, kept: Scalar, new: Projected
 ) -> tuple[mx.array, Past]:
@@ -67,7 +45,7 @@ def run_round(
 
     Args:
         net: mlx-lm's module.
-        run: what `pick_round` returned.
+        run: what `kernels.recurrence.recurrence` returned.
         past: the state before the rows of the last round.
         old: those rows; None where there are none to replay.
         kept: how many of them count.
@@ -118,20 +96,3 @@ def _nothing(net: Any, new: Projected) -> Rows:
     v = mx.zeros((1, 1, net.num_v_heads, net.head_v_dim), new.qkv.dtype)
     gate = mx.zeros((1, 1, net.num_v_heads), new.qkv.dtype)
     return Rows(k, v, gate, gate)
-
-
-def _example(dtype: mx.Dtype, dk: int, dv: int, group: int) -> Example:
-    """One key head, three old rows of which two were kept, two new ones."""
-    keys = iter(mx.random.split(mx.random.key(0), 8))
-
-    def rows(count: int) -> Rows:
-        k = mx.random.normal((1, count, 1, dk), key=next(keys)) * dk**-0.5
-        v = mx.random.normal((1, count, group, dv), key=next(keys))
-        g, beta = (mx.random.uniform(0.5, 1, (1, count, group), key=next(keys)) for _ in range(2))
-        return Rows(k.astype(dtype), v.astype(dtype), g, beta.astype(dtype))
-
-    state = mx.zeros((1, group, dv, dk))
-    old, block = rows(3), rows(2)
-    q = block.k
-    arguments = (state, old, mx.array([2], mx.int32), q, block)
-    return Example(arguments, {"with_behind": False})

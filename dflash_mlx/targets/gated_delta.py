@@ -14,10 +14,11 @@ from typing import Any
 import mlx.core as mx
 
 from ..kernels.choice import Run
+from ..kernels.recurrence import recurrence
 from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks, views
 from ..recurrent import RECORDED, HybridCache, Past, RecurrentView
 from .base import Pass, Target
-from .delta_round import Projected, pick_round, run_round
+from .delta_round import Projected, run_round
 from .twin import twin
 
 
@@ -142,7 +143,8 @@ class GatedDeltaTarget(Target):
         if not 1 < rows <= RECORDED or any(part is None for p in past for part in p):
             return None
         net = next(layer.linear_attn for layer in self.layers if layer.is_linear)
-        run = pick_round(self.kernels, net, rows, self.dtype)
+        heads = (net.num_v_heads, net.num_k_heads, net.head_k_dim, net.head_v_dim)
+        run = recurrence(self.kernels, rows, self.dtype, *heads)
         if run is None:
             return None
         none: list[list[mx.array] | None] = [None] * len(past)
