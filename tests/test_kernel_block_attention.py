@@ -65,6 +65,7 @@ CASES = {
     "head size 192, bfloat16": Case(5, 1, 3, 192, 70, 65, dtype=mx.bfloat16),
     "head size 256, float32": Case(2, 2, 9, 256, 40, 20, sinks=mx.float32),
     "larger chunks": Case(2, 1, 2, 64, 4900, 4700, dtype=mx.float16),
+    "chunks of three sizes": Case(1, 1, 1, 64, 12600, 12500, dtype=mx.float16),
 }
 
 

@@ -18,7 +18,7 @@ from tests.metal_cpu.fixture import MATRIX
 Emulate = Callable[[Options], list[MetalKernel]]
 Case = tuple[mx.array, mx.array, mx.array]  # scores, ids, noise
 
-SHAPES = [(15, 16), (1, 1), (1, 5), (2, 2), (7, 37), (31, 3), (16, 64)]  # n, k
+SHAPES = [(15, 16), (1, 1), (1, 5), (2, 2), (7, 37), (31, 3), (16, 64), (2, 300)]  # n, k
 BOTH = [candidate_path_reference, candidate_path_metal]
 
 
@@ -98,6 +98,16 @@ def test_of_equal_scores_the_first_is_taken(which: Callable[..., Path], emulate:
     ids = mx.arange(12, dtype=mx.int32).reshape(3, 4)
     found = which(scores, ids)
     assert found.places.tolist() == [1, 0, 2] and found.drafted.tolist() == [1, 4, 10]
+
+
+@pytest.mark.parametrize("which", BOTH)
+def test_scores_may_differ_in_the_last_bit_only(which: Callable[..., Path], emulate: Emulate):
+    emulate(Options())
+    next_to_one = 1 + 2.0**-23
+    scores = mx.array([[[1, next_to_one, 1]] * 3, [[-next_to_one, -1, -next_to_one]] * 3])
+    ids = mx.arange(6, dtype=mx.int32).reshape(2, 3)
+    for noise in (None, mx.zeros((2, 3))):
+        assert which(scores, ids, noise).places.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("which", BOTH)

@@ -54,8 +54,20 @@ def bits(x: mx.array) -> bytes:
     return np.array(x.astype(mx.float32)).tobytes()
 
 
-def test_the_reference_is_the_drafts_convolution():
-    """Both sides of a layer: convolution, sublayer, convolution, residual."""
+@pytest.mark.parametrize("side", [0, 1])
+def test_the_reference_is_the_sum_by_hand(side: int):
+    arrays = case((5, 12, 3, 4))
+    rows, base, dynamic, wanted = (np.array(a, np.float64) for a in arrays.values())
+    for t in range(5):
+        for c in range(12):
+            for o in range(min(t + 1, 3)):
+                made = dynamic[t].reshape(2, 3, 3)[side, o, c // 4]
+                wanted[0, t, c] += (base[side, o, c] + made) * rows[0, t - o, c]
+    found = dynamic_causal_conv_reference(**arrays, side=side)
+    assert error(found, mx.array(wanted.astype(np.float32))) < 1e-6
+
+
+def test_the_draft_convolves_before_and_behind_a_sublayer():
     extra = DFlash2(conv_kernel_size=3, conv_group_size=8, selector_rank=1, selector_top_k=1)
     conv = GroupedDynamicCausalConv(48, extra)
     conv.base_kernel = mx.random.normal(conv.base_kernel.shape)
@@ -63,7 +75,7 @@ def test_the_reference_is_the_drafts_convolution():
     dynamic = conv.kernel_projection(x[0])
     inner = dynamic_causal_conv_reference(x, conv.base_kernel, dynamic, 0)
     found = dynamic_causal_conv_reference(mx.sin(inner), conv.base_kernel, dynamic, 1, x)
-    assert error(found, x + conv(x, mx.sin)) < 1e-6
+    assert error(conv(x, mx.sin, x), found) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -112,6 +124,16 @@ def test_a_row_has_the_bits_it_has_among_sixteen(how: str, dtype: mx.Dtype, emul
         near = {name: arrays[name][:, seen] for name in ("rows", "residual")}
         near |= {"base": arrays["base"], "dynamic": arrays["dynamic"][seen]}
         assert bits(dynamic_causal_conv_metal(**near, side=1)[:, -1]) == bits(whole[:, i])
+
+
+def test_a_multiply_add_rounds_once(emulate: Emulate):
+    """What is left of a product and its rounded value."""
+    emulate(MATRIX["unfused"])
+    rows = mx.full((1, 1, 8), 1 + 2.0**-12)
+    residual = mx.full((1, 1, 8), -(1 + 2.0**-11))
+    base, nothing = mx.broadcast_to(rows, (2, 1, 8)), mx.zeros((1, 2))
+    found = dynamic_causal_conv_metal(rows, base, nothing, 1, residual)
+    assert bool(mx.all(found == 2.0**-24))
 
 
 @pytest.mark.parametrize("threads", THREADS)

@@ -139,6 +139,26 @@ def test_a_row_alone_has_the_bits_it_has_among_sixteen(how: str, dtype: mx.Dtype
     assert same_bits(found.behind, whole.behind)
 
 
+def test_the_compiler_fuses_nothing_by_itself(emulate: Emulate):
+    """All multiply-adds are explicit: else it could fuse those of replay and block differently."""
+    arrays = case(SMALL)
+    found = []
+    for how in ("asc", "unfused"):
+        emulate(MATRIX[how])
+        found.append(run(gated_delta_round_metal, arrays, 3))
+    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_multiply_add_rounds_once(emulate: Emulate):
+    """What is left of a product and its rounded value, as the output of a state left as it was."""
+    emulate(MATRIX["unfused"])
+    x = 1 + 2.0**-12
+    state = mx.pad(mx.array([[[[-(1 + 2.0**-11), x]]]]), [(0, 0)] * 3 + [(0, 14)])
+    q = mx.pad(mx.array([[[[1, x]]]]), [(0, 0)] * 3 + [(0, 14)])
+    still = Rows(q, mx.ones((1, 1, 1, 1)), mx.ones((1, 1, 1)), mx.zeros((1, 1, 1)))
+    assert run(gated_delta_round_metal, (state, still, q, still), 1).y.item() == 2.0**-24
+
+
 @pytest.mark.parametrize("which", [gated_delta_round_metal, gated_delta_round_reference])
 def test_rows_that_were_not_kept_do_not_matter(which: Callable[..., Round], emulate: Emulate):
     emulate(Options())
