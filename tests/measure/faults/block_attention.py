@@ -1,0 +1,91 @@
+from . import Fault
+
+TESTS = ("tests/test_kernel_block_attention.py",)
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+KEYS_THERE = f"{BARRIER}  // keys are there, values are used up"
+VALUES_THERE = f"{BARRIER}  // values are there, keys are used up"
+
+FAULTS = [
+    # chunks
+    Fault("LEVEL * CHUNK * ((1 << level) - 1)", "LEVEL * CHUNK * level"),
+    Fault("size = CHUNK << level;", "size = CHUNK;"),
+    Fault("+ index % LEVEL * size;", "+ index * size;"),
+    Fault("begin / CHUNK + index", "begin / CHUNK + index + 1"),
+    Fault("begin / CHUNK + index", "index"),
+    Fault(
+        "threadgroups_per_grid.y - 1 - threadgroup_position_in_grid.y",
+        "threadgroup_position_in_grid.y",
+        equivalent="the order of chunks is for speed",
+    ),
+    # sums over lanes
+    Fault("x = max(x, simd_shuffle_xor(x, 1));", ""),
+    Fault("max(x, simd_shuffle_xor(x, 8))", "max(x, simd_shuffle_xor(x, 4))"),
+    Fault("return x + simd_shuffle_xor(x, 8);", "return x;"),
+    # a tile on its way
+    Fault("at < ALL && slot >=", "slot >="),
+    Fault("slot >= seen.x && ", ""),
+    Fault(" && slot < seen.y;", ";"),
+    Fault("slot < seen.y;\n", "slot <= seen.y;\n"),
+    Fault("slots[slot * WIDTH + at % WIDTH]", "slots[slot * WIDTH]"),
+    Fault("if (at < ALL) ", ""),
+    Fault("tile[at / WIDTH * PITCH", "tile[at / WIDTH * WIDTH"),
+    Fault("ALL + THREADS - 1) / THREADS", "ALL) / THREADS"),
+    Fault("tile.take(all_keys, slot, seen, me);", "tile.take(all_values, slot, seen, me);"),
+    Fault("tile.take(all_values, slot, seen, me);", ""),
+    Fault("slot + TILE, seen, me", "slot, seen, me"),
+    Fault("  tile.put(keys, me);\n}\n\n", "}\n\n"),
+    Fault(KEYS_THERE, ""),
+    Fault(VALUES_THERE, ""),
+    Fault(KEYS_THERE, "threadgroup_barrier(mem_flags::mem_none);"),
+    Fault(VALUES_THERE, "threadgroup_barrier(mem_flags::mem_device);"),
+    Fault(VALUES_THERE, "simdgroup_barrier(mem_flags::mem_threadgroup);"),
+    # what a row sees
+    Fault("q_shape[1] / k_shape[1] * rows;", "q_shape[1] * rows;"),
+    Fault("group * simds +", "group +"),
+    Fault("busy = row - at.x < shared;", "busy = row < shared;"),
+    Fault("min(start[0] + rows, slots)", "start[0] + rows"),
+    Fault("start[0] + row % rows", "start[0] + row / rows"),
+    Fault("mine - WINDOW + 1 : 0,", "mine - WINDOW : 0,"),
+    Fault("AHEAD ? behind : ", ""),
+    Fault("min(mine + 1, behind)", "min(mine, behind)"),
+    Fault("min(mine + 1, behind)", "behind"),
+    Fault("max(start[0] - WINDOW + 1, 0)", "max(start[0] - WINDOW + 2, 0)"),
+    Fault("max(start[0] - WINDOW + 1, 0)", "start[0] - WINDOW + 1"),
+    Fault("max(begin, chunk.x)", "chunk.x"),
+    Fault("min(behind, chunk.y)", "behind"),
+    # products
+    Fault("(const device vec<T, 4>*)v + size_t(kv)", "(const device vec<T, 4>*)k + size_t(kv)"),
+    Fault("vec<T, 4>*)v + size_t(kv) * slots", "vec<T, 4>*)v + size_t(kv) * rows"),
+    Fault("q + (size_t(kv) * shared + row)", "q + (size_t(kv) * rows + row)"),
+    Fault("= row < shared ? *", "= true ? *"),
+    Fault("x = pair(score[j])[e] *", "x = T(pair(score[j])[e]) *"),
+    Fault("int slot = seen.x / TILE * TILE;", "int slot = seen.x;"),
+    Fault("PITCH, ulong2(0), true);", "PITCH, ulong2(0), false);"),
+    Fault("+ j * 8 * PITCH + d * 8;", "+ d * 8;"),
+    Fault("slot + j * 8 + at.y + e", "slot + j * 8 + at.y"),
+    Fault("(scale * M_LOG2E_F)", "scale"),
+    Fault("other >= sees.x && ", ""),
+    Fault(" && other < sees.y ?", " ?"),
+    Fault("other < sees.y ?", "other <= sees.y ?"),
+    Fault("other < sees.y ? x : -INFINITY", "other < sees.y ? x : 0.0f"),
+    Fault("-MAXFLOAT, total", "0.0f, total"),
+    Fault("float peak = top;", "float peak = -MAXFLOAT;"),
+    Fault("    peak = row_max(peak);", ""),
+    Fault("    top = peak;", ""),
+    Fault("total *= shrink;", ""),
+    Fault("pair(sum[d]) *= shrink;", ";"),
+    Fault("pair(score[j]).x + pair(score[j]).y", "pair(score[j]).x"),
+    Fault("(j * 8 + at.x) * PITCH + at.y", "(j * 8 + at.y) * PITCH + at.x"),
+    Fault(
+        "= float2(*(const threadgroup vec<T, 2>*)(from + d * 8))",
+        "= float2(half2(*(const threadgroup vec<T, 2>*)(from + d * 8)))",
+    ),
+    Fault("sum[d], score[j], value, sum[d])", "sum[d], score[j], value, sum[0])"),
+    # results
+    Fault("total = row_sum(total);", ""),
+    Fault("if (row < shared) {", "{"),
+    Fault("index) * q_shape[1] * rows + kv", "index) * shared + kv"),
+    Fault("kv * shared + row;", "kv * rows + row;"),
+    Fault("if (at.y == 0) ", ""),
+    Fault("stats + to * 2", "stats + to"),
+]

@@ -1,0 +1,46 @@
+from . import Fault
+
+TESTS = ("tests/test_kernel_dynamic_causal_conv.py",)
+
+FAULTS = [
+    Fault("size = rows_shape[2]", "size = rows_shape[1]"),
+    Fault("reach = base_shape[1];", "reach = base_shape[1] - 1;"),
+    Fault("reach = base_shape[1];", "reach = base_shape[0];"),
+    Fault("/ (2 * reach);", "/ reach;"),
+    Fault("c = thread_position_in_grid.x, t", "c = thread_position_in_threadgroup.x, t"),
+    Fault("t = thread_position_in_grid.y;", "t = thread_position_in_threadgroup.y;"),
+    Fault("c / (size / groups)", "c % groups"),
+    Fault("c / (size / groups)", "c / groups"),
+    Fault("c / (size / groups)", "0"),
+    Fault("WithResidual ? float", "!WithResidual ? float"),
+    Fault("residual[t * size + c]", "residual[c]"),
+    Fault(") : 0.0f;", ") : 1.0f;"),
+    Fault("int back = 0;", "int back = 1;"),
+    Fault("back <= min", "back < min"),
+    Fault("min(t, reach - 1)", "reach - 1"),
+    Fault("min(t, reach - 1)", "t"),
+    Fault("min(t, reach - 1)", "min(t, reach)"),
+    Fault("Side * reach + back", "(1 - Side) * reach + back"),
+    Fault("Side * reach + back", "back"),
+    Fault("Side * reach + back", "Side * reach + reach - 1 - back"),
+    Fault("base[tap * size + c]", "base[back * size + c]"),
+    Fault("base[tap * size + c]", "base[tap * size + group]"),
+    Fault("t * 2 * reach + tap", "t * reach + tap"),
+    Fault("t * 2 * reach + tap", "(t - back) * 2 * reach + tap"),
+    Fault("t * 2 * reach + tap", "tap"),
+    Fault("* groups + group]", "* groups]"),
+    Fault("fma(learnt + made,", "fma(learnt,"),
+    Fault("fma(learnt + made,", "fma(learnt * made,"),
+    Fault("(t - back) * size + c]", "t * size + c]"),
+    Fault("const float made", "const half made"),
+    Fault("float(base[tap * size + c])", "float(half(base[tap * size + c]))"),
+    Fault(
+        "fma(learnt + made, float(rows[(t - back) * size + c]), sum)",
+        "sum + (learnt + made) * float(rows[(t - back) * size + c])",
+    ),
+    Fault(
+        "fma(learnt + made, float(rows[(t - back) * size + c]), sum)",
+        "half(fma(learnt + made, float(rows[(t - back) * size + c]), sum))",
+    ),
+    Fault("y[t * size + c]", "y[c]"),
+]
