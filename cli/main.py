@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from dflash_mlx import __version__
 from dflash_mlx.errors import DFlashError
 
+from .bench import bench
 from .chat import EXAMPLES as CHAT_EXAMPLES
 from .chat import chat
 from .doctor import EXAMPLES as DOCTOR_EXAMPLES
@@ -66,3 +67,4 @@ app.command(epilog=CHAT_EXAMPLES)(flags(chat))
 app.command(epilog=MODELS_EXAMPLES)(models)
 app.command(epilog=DOCTOR_EXAMPLES)(flags(doctor))
 app.command(epilog=VERIFY_EXAMPLES)(flags(verify))
+app.add_typer(bench)

@@ -21,7 +21,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # A module imports only from its own layer or from one above it in this list.
 LAYERS = (
-    "errors fields rope implemented config",
+    "errors fields rope implemented trial config",
     "sampling accept stats width kv recurrent paths blas checkpoint options footprint machine",
     "kernels",
     "drafts targets pairs hub gguf catalog downloads",
@@ -36,6 +36,7 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer.split(
 OUTSIDE_LAYERS = {"", "metal"}  # "" is dflash_mlx/__init__.py: the public names, resolved lazily
 
 MAY_IMPORT_MLX_LM = {
+    "bench",
     "targets",
     "drafts",
     "loading",
@@ -45,8 +46,9 @@ MAY_IMPORT_MLX_LM = {
     "conversation",
     "selfcheck",
 }
-# The self check builds one, small and random, instead of reading it from files.
-MAY_IMPORT_MLX_LM_MODELS = {"targets", "loading", "selfcheck"}
+# The self check builds one, small and random, instead of reading it from files; benchmarks time
+# single operations of theirs.
+MAY_IMPORT_MLX_LM_MODELS = {"bench", "targets", "loading", "selfcheck"}
 HEAVY = {"mlx", "mlx_lm", "transformers"}
 
 MAX_LINES = 400
