@@ -14,8 +14,8 @@ from .kernel_table import about, legend, problems, sweep_lines, table, verdict
 from .render import Screen
 
 if TYPE_CHECKING:
-    from dflash_mlx.bench.kernels import Subject
-    from dflash_mlx.bench.results import Result
+    from dflash_mlx.bench.kernels.race import Subject
+    from dflash_mlx.bench.kernels.results import Result
     from dflash_mlx.bench.setting import Setting
 
 
@@ -95,7 +95,7 @@ class Report:
 
     def end(self) -> None:
         """Print what it comes to."""
-        from dflash_mlx.bench.results import ladders
+        from dflash_mlx.bench.kernels.results import ladders
 
         if self._json:
             self._dump({"summary": self._summary()})
@@ -104,7 +104,7 @@ class Report:
         self._print("", *swept, verdict(self._results, self.interrupted))
 
     def _summary(self) -> dict[str, Any]:
-        from dflash_mlx.bench.results import ladders
+        from dflash_mlx.bench.kernels.results import ladders
 
         return {
             **(self._setting.as_dict() if self._setting else {}),

@@ -11,7 +11,7 @@ from rich.text import Text
 from .render import count
 
 if TYPE_CHECKING:
-    from dflash_mlx.bench.results import Result, Timed
+    from dflash_mlx.bench.kernels.results import Result, Timed
     from dflash_mlx.bench.setting import Setting
 
 HEADS = ("rows", "threads", "µs", "GB/s", "of copy", "TFLOP/s", "MLX µs ", "ratio", "quartiles")

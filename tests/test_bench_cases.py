@@ -7,12 +7,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from dflash_mlx.bench import agreement, heads, kernels, results, timing
-from dflash_mlx.bench.cases import Case, Entry, Kind, arrays, packed, widened
-from dflash_mlx.bench.products import open_experts
-from dflash_mlx.bench.results import Timed
-from dflash_mlx.bench.table import ENTRIES
-from dflash_mlx.bench.timing import ALONE, Pace, interleaved
+from dflash_mlx.bench.kernels import agreement, heads, race, results, timing
+from dflash_mlx.bench.kernels.cases import Case, Entry, Kind, arrays, packed, widened
+from dflash_mlx.bench.kernels.products import open_experts
+from dflash_mlx.bench.kernels.results import Timed
+from dflash_mlx.bench.kernels.table import ENTRIES
+from dflash_mlx.bench.kernels.timing import ALONE, Pace, interleaved
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 FLOAT32 = Kind(mx.float32, 4, 0)
@@ -117,7 +117,7 @@ def test_calls_rotate_through_more_memory_than_a_cache_holds() -> None:
     assert Kind(mx.bfloat16, 4, 2**28).sets(100) == 64
     case = BY_NAME["matmul_small"].open({"n": 8, "k": 8}, Kind(mx.float32, None, 5 * 8 * 8 * 4))(2)
     assert len({w.sum().item() for _, w in case.sets}) == 5
-    assert kernels.ROTATION >= 2**28
+    assert race.ROTATION >= 2**28
 
 
 def test_few_rows_choose_other_experts_each_time() -> None:

@@ -10,10 +10,11 @@ import mlx.core as mx
 import pytest
 from typer.testing import CliRunner, Result
 
-from dflash_mlx.bench import kernels, setting, timing
-from dflash_mlx.bench.cases import Case, Kind
-from dflash_mlx.bench.table import ENTRIES
-from dflash_mlx.bench.timing import Pace
+from dflash_mlx.bench import setting
+from dflash_mlx.bench.kernels import race, timing
+from dflash_mlx.bench.kernels.cases import Case, Kind
+from dflash_mlx.bench.kernels.table import ENTRIES
+from dflash_mlx.bench.kernels.timing import Pace
 from dflash_mlx.cli import app
 from dflash_mlx.errors import UsageError
 from tests.metal_cpu import MetalKernel, Options
@@ -42,7 +43,7 @@ def metal(monkeypatch: pytest.MonkeyPatch) -> None:
 def only(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., Any], **more: Any) -> None:
     """Leave dense products alone in the table, by this kernel."""
     entry = replace(BY_NAME["matmul_small"], kernel=kernel, **more)
-    monkeypatch.setattr(kernels, "ENTRIES", (entry,))
+    monkeypatch.setattr(race, "ENTRIES", (entry,))
 
 
 # The kernels themselves.
@@ -159,7 +160,7 @@ def test_a_kernel_that_does_not_build_is_one_line_and_the_rest_goes_on(
 
     good = replace(BY_NAME["matmul_small"], kernel=lambda x, w, threads: x @ w.T)
     bad = replace(good, name="bad", kernel=broken, threads=(32,))
-    monkeypatch.setattr(kernels, "ENTRIES", (bad, good))
+    monkeypatch.setattr(race, "ENTRIES", (bad, good))
     result = bench(*QUICK)
     assert result.exit_code == 0
     assert "kernel of 32 threads at 2 rows: RuntimeError: program:7:3: error:" in result.stdout
@@ -248,17 +249,16 @@ def test_options_that_make_no_sense(args: tuple[str, ...], code: int, message: s
 
 
 def test_the_plan_is_every_kernel_at_every_size_and_width() -> None:
-    subjects = kernels.plan(kernels.Wanted())
+    subjects = race.plan(race.Wanted())
     assert {s.entry.name for s in subjects} == set(BY_NAME)
     for entry in ENTRIES:
         mine = [s for s in subjects if s.entry is entry]
         assert len(mine) == len(entry.sizes) * (len(entry.bits) or 1)
         assert all(
-            list(s.rows) == [r for r in kernels.ROWS if entry.least <= r <= entry.most]
-            for s in mine
+            list(s.rows) == [r for r in race.ROWS if entry.least <= r <= entry.most] for s in mine
         )
     with pytest.raises(UsageError, match="no type is called"):
-        kernels.plan(kernels.Wanted(dtype="int4"))
+        race.plan(race.Wanted(dtype="int4"))
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -269,7 +269,7 @@ def test_the_table_fits_the_screen(
         samples = {name: [1e-3 * (i + 1), 2e-3, 3e-3] for i, name in enumerate(ways)}
         return timing.Times(samples, 1e-6, 5)
 
-    monkeypatch.setattr(kernels, "interleaved", timed)
+    monkeypatch.setattr(race, "interleaved", timed)
     only(monkeypatch, lambda x, w, threads: x @ w.T)
     result = bench(*QUICK, columns=columns)
     lines = result.stdout.splitlines()
@@ -294,7 +294,7 @@ def test_a_sweep_names_the_best(monkeypatch: pytest.MonkeyPatch, metal: None) ->
     def timed(case: Case, ways: dict[str, Any], pace: Pace) -> timing.Times:
         return timing.Times({name: [1e-3 * (1 + int(name))] for name in ways}, 0.0, 1)
 
-    monkeypatch.setattr(kernels, "interleaved", timed)
+    monkeypatch.setattr(race, "interleaved", timed)
     only(monkeypatch, lambda x, w, threads: x @ w.T, threads=(64, 128))
     lines = bench(*QUICK, "--sweep", columns=100).stdout.splitlines()
     said = "matmul_small: time by threads, 1 is the best of each case: 128 1.00, 64 2.00"

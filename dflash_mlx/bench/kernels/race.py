@@ -9,8 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import UsageError
-from ..kernels.quantized_matmul_small import BITS
+from ...errors import UsageError
+from ...kernels.quantized_matmul_small import BITS
 from .agreement import error, expected
 from .cases import DTYPES, MAX_ROWS, Call, Case, Entry, Inputs, Kind, arrays
 from .results import Result, Timed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..kernels.candidate_path import Path
+from ...kernels.candidate_path import Path
 from .cases import Case, Inputs, Kind, Make, Sizes, bytes_of, normal, size, times
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..kernels import (
+from ...kernels import (
     block_attention,
     candidate_path,
     dynamic_causal_conv,

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from ..kernels.quantized_matmul_small import PackedWeight
+from ...kernels.quantized_matmul_small import PackedWeight
 
 MOST_SETS = 64
 MAX_ROWS = 64

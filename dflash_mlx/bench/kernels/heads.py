@@ -7,8 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..kernels.head_topk import TopK, head_topk_reference
-from ..kernels.quantized_matmul_small import PackedWeight
+from ...kernels.head_topk import TopK, head_topk_reference
+from ...kernels.quantized_matmul_small import PackedWeight
 from .cases import Call, Case, Inputs, Kind, Make, Sizes, bytes_of, normal, packed, size, times
 
 Weight = PackedWeight | mx.array

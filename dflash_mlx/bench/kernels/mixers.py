@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 
-from ..kernels.gated_delta_round import Round, Rows
+from ...kernels.gated_delta_round import Round, Rows
 from .cases import (
     MAX_ROWS,
     Case,

@@ -9,8 +9,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..kernels.gather_quantized_matmul_small import gather_quantized_matmul_small_reference
-from ..kernels.quantized_matmul_small import PackedWeight
+from ...kernels.gather_quantized_matmul_small import gather_quantized_matmul_small_reference
+from ...kernels.quantized_matmul_small import PackedWeight
 from .cases import (
     Call,
     Case,
