@@ -108,6 +108,7 @@ class DraftDecoder(Decoder):
         assert pair.draft is not None and session.context is not None
         self._context = session.context
         self._width = options.block or pair.draft.config.block_size
+        self._chunk = options.prefill_chunk
         self._step = DraftStep(pair.target, pair.draft, options.sampling, self._width)
         self._fast = self._step
         if pair.kernels.active:
@@ -137,6 +138,7 @@ class DraftDecoder(Decoder):
             if not fast:
                 raise
             self.pair.kernels.retire("all", str(error).strip().splitlines()[0])
+            self.session.restore(self._chunk)
             return self._round(anchor, self._step)
 
     def _round(self, anchor: int, step: DraftStep) -> Result:
@@ -153,10 +155,12 @@ class DraftDecoder(Decoder):
             self.history(),
             self.key(start),
         )
-        accepted, *tokens = _read(packed)
-        self._verified = verified
+        # Before anything is computed: rows are written in place only where nobody holds the old
+        # arrays, else every round would copy all keys and values.
         cache.update(state)
         context.update(context_state)
+        accepted, *tokens = _read(packed)
+        self._verified = verified
         context.commit(behind)
         return tuple(tokens[: accepted + 1]), self._width - 1, accepted
 

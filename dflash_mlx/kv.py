@@ -122,10 +122,14 @@ class KVCache:
 
     def __init__(self, windows: Windows) -> None:
         self.windows = windows
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, the arrays too."""
         self.length = 0
         self.state: State = {
-            "base": [0] * len(dict.fromkeys(windows)),
-            "layers": [None] * len(windows),
+            "base": [0] * len(dict.fromkeys(self.windows)),
+            "layers": [None] * len(self.windows),
         }
 
     def commit(self, rows: int) -> None:

@@ -52,12 +52,14 @@ class HybridCache(KVCache):
     """
 
     def __init__(self, windows: Windows, recurrent: int) -> None:
-        super().__init__(windows)
         self._recurrent = recurrent
         self._passes: list[dict[str, Any]] = []
-        self._first: int = 0  # position of the last pass
-        self._rows: int = 0  # rows it had
+        super().__init__(windows)
         self._next = (0, 0)
+
+    def clear(self) -> None:
+        """As for attention."""
+        super().clear()
         self._forget()
 
     def begin(self, start: int, rows: int, fixed: bool) -> State:
@@ -111,4 +113,4 @@ class HybridCache(KVCache):
             {"before": [None, None], "after": [None, None], "rows": None}
             for _ in range(self._recurrent)
         ]
-        self._first = self._rows = 0
+        self._first = self._rows = 0  # position of the last pass, and rows it had

@@ -65,6 +65,14 @@ class Session:
         assert hidden is not None
         return self.target.logits(hidden[:, -1:])[:, 0], kept
 
+    def restore(self, chunk: int) -> None:
+        """Compute the caches afresh: a pass that failed may have left them half written."""
+        ids, self.ids, self.features = self.ids, [], None
+        self.cache.clear()
+        if self.context is not None:
+            self.context.clear()
+        self.prefill(ids, chunk=chunk)
+
     def rewind(self, prompt: Sequence[int]) -> int:
         """Forget what is not a proper prefix of `prompt`; returns how many rows are left."""
         self.flush()
