@@ -44,7 +44,8 @@ class Rows:
         """Elements in the slots that `tokens` tokens need."""
         slots = _in_steps(tokens)
         if self.window is not None:
-            slots = min(slots, _in_steps(self.window + 2 * STEP + CHUNK))
+            # Whole STEPs are dropped before a pass, and one of them is kept beyond the window.
+            slots = min(slots, _in_steps(self.window + 2 * STEP) - STEP + CHUNK)
         return self.layers * slots * self.width
 
 

@@ -67,6 +67,11 @@ class Sampling:
         neutral = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         return 0 if neutral == (1.0, 0.0, 0.0) else self.penalty_context
 
+    @property
+    def untouched(self) -> bool:
+        """Whether `process` leaves logits as they are."""
+        return not self.history and not self.logit_bias
+
     def check_vocabulary(self, size: int) -> None:
         """Refuse biased ids outside a vocabulary of `size` tokens."""
         wrong = [i for i, _ in self.logit_bias if not 0 <= i < size]

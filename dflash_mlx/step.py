@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from .accept import accept_greedy, accept_sampled
 from .drafts.dflash import DFlashDraft
+from .drafts.shortlist import Shortlist
 from .kv import Scalar, State
 from .sampling import Sampling, log_distribution, process
 from .targets.base import Target
@@ -36,8 +37,11 @@ class PlainStep:
         """Take int32 [1] at position `start` to int32 [2] (0 accepted, the next token)."""
         hidden, _, state = self.target.forward(anchor[None], start, state)
         rows = _histories(history, anchor)
-        logits = process(self.target.logits(hidden)[0], rows, self.sampling)
-        token = choose(logits, self.sampling, key)
+        if self.sampling.greedy:
+            token = most_probable(self.target, hidden, rows, self.sampling)
+        else:
+            logits = process(self.target.logits(hidden)[0], rows, self.sampling)
+            token = choose(logits, self.sampling, key)
         return mx.concatenate([mx.zeros(1, mx.int32), token]), state
 
 
@@ -89,11 +93,13 @@ class DraftStep:
         drafted, logq, context = self._draft(anchor, start, context, history, draft_key)
         block = mx.concatenate([anchor, drafted])
         hidden, verified, state = self.target.forward(block[None], start, state)
-        logits = process(self.target.logits(hidden)[0], _histories(history, block), self.sampling)
         assert verified is not None
+        rows = _histories(history, block)
         if logq is None:
-            packed = accept_greedy(drafted, mx.argmax(logits, axis=-1))
+            best = most_probable(self.target, hidden, rows, self.sampling)
+            packed = accept_greedy(drafted, best)
         else:
+            logits = process(self.target.logits(hidden)[0], rows, self.sampling)
             logp = log_distribution(logits, self.sampling)
             packed = accept_sampled(drafted, logq, logp, accept_key)
         return packed, verified, state, context
@@ -106,11 +112,30 @@ class DraftStep:
         block = self.target.embed_block(mx.concatenate([anchor, masks])[None])
         hidden, context = self.draft.forward(block, start, context)
         hidden = hidden[:, 1:]
-        logits = self.draft.shape_logits(self.target.head(hidden.astype(self.target.dtype)))[0]
         # The draft does not know its own block while it draws it, only what stands before.
-        logits = process(logits, _histories(history, anchor), self.sampling)
+        logits = self._logits(hidden.astype(self.target.dtype), _histories(history, anchor))
         drafted, logq = self.draft.propose(hidden[0], logits, anchor, self.sampling, key)
         return drafted, logq, context
+
+    def _logits(self, hidden: mx.array, history: mx.array | None) -> mx.array | Shortlist:
+        """What the draft chooses from, behind hidden states [1, width - 1, hidden_size]."""
+        wanted = self.draft.wanted(self.sampling) if self.sampling.untouched else None
+        best = self.target.best(hidden[0], *wanted) if wanted else None
+        if best is not None:
+            return Shortlist(best.ids, self.draft.shape_logits(best.values))
+        logits = self.draft.shape_logits(self.target.head(hidden))[0]
+        return process(logits, history, self.sampling)
+
+
+def most_probable(
+    target: Target, hidden: mx.array, history: mx.array | None, sampling: Sampling
+) -> mx.array:
+    """The target's greedy choice behind each of the rows [1, L, hidden_size]: int32 [L]."""
+    best = target.best(hidden[0]) if sampling.untouched else None
+    if best is not None:
+        return best.ids[:, 0]
+    logits = process(target.logits(hidden)[0], history, sampling)
+    return mx.argmax(logits, axis=-1).astype(mx.int32)
 
 
 def choose(logits: mx.array, sampling: Sampling, key: mx.array) -> mx.array:

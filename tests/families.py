@@ -11,6 +11,7 @@ from dflash_mlx.config import FULL, DraftConfig, Rope
 from dflash_mlx.drafts.dflash import DFlashDraft
 from dflash_mlx.kv import Scalar, State
 from dflash_mlx.loading import Pair
+from dflash_mlx.sampling import Sampling
 from dflash_mlx.targets import target_for
 
 from .reduced import COMMON, CONFIGS, HIDDEN, VOCAB, WINDOW, build, language_model
@@ -75,6 +76,9 @@ class ScriptedDraft(DFlashDraft):
     def forward(self, block: mx.array, start: Scalar, state: State) -> tuple[mx.array, State]:
         self._start = start
         return super().forward(block, start, state)
+
+    def wanted(self, sampling: Sampling) -> None:
+        """All logits, of which the script makes others."""
 
     def shape_logits(self, logits: mx.array) -> mx.array:
         places = mx.arange(logits.shape[1])

@@ -39,6 +39,7 @@ KEYS = [
     "finish_reason",
     "model",
     "draft",
+    "kernels",
     "seed",
     "versions",
 ]
@@ -224,6 +225,7 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         "bits": 4,
         "draft_bits": 8,
         "dtype": "bfloat16",
+        "kernels": "auto",
         "revision": "r",
         "draft_revision": "s",
         "quiet": True,

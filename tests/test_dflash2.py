@@ -16,6 +16,7 @@ from dflash_mlx.accept import accept_sampled
 from dflash_mlx.config import SLIDING, DFlash2, DraftConfig
 from dflash_mlx.drafts import dflash2, draft_for
 from dflash_mlx.drafts.dflash2 import DFlash2Draft
+from dflash_mlx.drafts.shortlist import Shortlist
 from dflash_mlx.generation import generate, rounds
 from dflash_mlx.kernels.candidate_path import Path as Walk
 from dflash_mlx.kernels.candidate_path import candidate_path_reference
@@ -68,6 +69,16 @@ def rows(vocab: int = TOKENS) -> tuple[mx.array, mx.array]:
     return mx.random.normal((PLACES, HIDDEN), key=a), mx.random.normal((PLACES, vocab), key=b)
 
 
+def shortened(vocab: int = TOKENS) -> tuple[mx.array, Shortlist]:
+    """The same with the largest logits alone."""
+    hidden, logits = rows(vocab)
+    ids = mx.argsort(-logits, axis=-1)[:, :4].astype(mx.int32)
+    return hidden, Shortlist(ids, mx.take_along_axis(logits, ids, axis=-1))
+
+
+GIVEN = pytest.mark.parametrize("given", [rows, shortened])
+
+
 def score(draft: DFlash2Draft, place: int, before: int, behind: int) -> float:
     """The definition, for one pair of tokens."""
     selector = draft.candidate_selector
@@ -83,12 +94,13 @@ def best(place: int, vocab: int = TOKENS) -> list[int]:
     return list(np.argsort(np.array(rows(vocab)[1][place]))[-4:])
 
 
-def test_the_greedy_path_takes_the_best_candidate_each_time() -> None:
+@GIVEN
+def test_the_greedy_path_takes_the_best_candidate_each_time(given: Callable[[], Any]) -> None:
     draft, before, wanted = selecting(), 5, []
     for place in range(PLACES):
         before = max(best(place), key=lambda b: score(draft, place, before, b))
         wanted.append(before)
-    drafted, logq = draft.propose(*rows(), ANCHOR, Sampling(), mx.random.key(0))
+    drafted, logq = draft.propose(*given(), ANCHOR, Sampling(), mx.random.key(0))
     assert drafted.tolist() == wanted
     assert logq is None
     assert wanted != mx.argmax(rows()[1], axis=-1).tolist(), "the codebooks had no say"
@@ -106,10 +118,11 @@ def propose(draft: DFlash2Draft, sampling: Sampling) -> Callable[[mx.array], Any
     return lambda key: draft.propose(*rows(), ANCHOR, sampling, key)
 
 
-def test_q_is_the_distribution_behind_the_token_before() -> None:
-    draft = selecting()
+@GIVEN
+def test_q_is_the_distribution_behind_the_token_before(given: Callable[[], Any]) -> None:
+    draft, sampling = selecting(), Sampling(temperature=0.7)
     for seed in range(30):
-        drafted, logq = propose(draft, Sampling(temperature=0.7))(mx.random.key(seed))
+        drafted, logq = draft.propose(*given(), ANCHOR, sampling, mx.random.key(seed))
         path = [5, *drafted.tolist()]
         for place in range(PLACES):
             wanted = probabilities(draft, place, path[place], 0.7)

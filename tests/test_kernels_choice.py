@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 from dflash_mlx import doctor
@@ -14,7 +15,10 @@ from dflash_mlx.generation import rounds
 from dflash_mlx.kernels import linear, rules
 from dflash_mlx.kernels.chip import Chip, this_chip
 from dflash_mlx.kernels.choice import OFF, Example, Kernels, Op, Run
+from dflash_mlx.kernels.head import Head
+from dflash_mlx.kernels.linear import product
 from dflash_mlx.kernels.overview import overview
+from dflash_mlx.kernels.quantized_matmul_small import PackedWeight
 from dflash_mlx.machine import Machine
 from dflash_mlx.options import Options
 from dflash_mlx.trial import COUNTED, Trial
@@ -58,6 +62,10 @@ def test_rules() -> None:
     assert widths(rules.dense, M1) == list(range(2, 17))
     assert widths(rules.dense, M4) == list(range(6, 17))
     assert widths(rules.dense, M5) == []
+    one, several = {"count": 1, "packed": True}, {"count": 16, "packed": True}
+    assert widths(rules.head, M5, **one) == list(range(6, 13))
+    assert widths(rules.head, M1, count=1, packed=False) == list(range(2, 17))
+    assert widths(rules.head, M5, **several) == list(range(2, 20))
     assert widths(rules.experts, M4) == list(range(2, 17))
     short, long = {"group": 4, "slots": 512}, {"group": 4, "slots": 1024}
     assert widths(rules.attention, M4, **short) == list(range(9, 20))
@@ -184,6 +192,7 @@ def test_a_kernel_that_fails_in_a_round_is_replaced(
     monkeypatch.setattr(linear, "DENSE", op)
     pair = wide_pair(Kernels("on", M4))
     monkeypatch.setattr("dflash_mlx.drafts.dflash.attend", lambda *_, **__: None)
+    monkeypatch.setattr("dflash_mlx.targets.base.Target.best", lambda *_: None)
     assert ids(pair, compiled=compiled) == wanted
     assert calls > most
     assert pair.kernels.mode == "off"
@@ -255,10 +264,61 @@ def test_the_overview_tries_every_kernel(emulate: Any) -> None:
     found = overview(Kernels("auto", M4))
     assert found["quantized_matmul_small"] == "6 to 16 rows"
     assert found["block_attention"] == "2 to 16 rows"
-    assert len(found) >= 7
+    assert found["head_topk"] == "2 to 16 rows"
+    assert found["quantized_matmul_rows"] == "not for this chip"
+    assert overview(Kernels("auto", M1))["quantized_matmul_rows"] == "2 to 5 rows"
+    assert len(found) >= 9
     newest = overview(Kernels("auto", M5))
     assert newest["matmul_small"] == "not for this chip"
     assert newest["quantized_matmul_small"] == "6 to 12 rows"
+
+
+def packed_layer() -> PackedWeight:
+    weight = mx.random.normal((96, 64), key=mx.random.key(2))
+    return PackedWeight(*mx.quantize(weight, 32, 4), 32, 4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "chip", "chosen"),
+    [
+        ("auto", M1, {"quantized_matmul_rows"}),
+        ("auto", M4, set()),
+        ("on", M1, {"quantized_matmul_small"}),
+    ],
+)
+@pytest.mark.parametrize("fused", [False, True])
+def test_few_rows_without_matrix_units(
+    mode: str, chip: Chip, chosen: set[str], fused: bool, emulate: Any
+) -> None:
+    emulate(Emulation())
+    kernels, weight = Kernels(mode, chip), packed_layer()
+    arguments = (weight, weight) if fused else (weight,)
+    run = product(kernels, 3, mx.float32, *arguments)
+    assert set(kernels.proven) == chosen
+    if run:
+        x = mx.random.normal((3, 64), key=mx.random.key(1))
+        wanted = linear.QUANTISED.reference(x, *arguments)
+        assert mx.allclose(run(x, *arguments), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_with_a_bias_is_left_to_mlx() -> None:
+    layer = nn.Linear(64, 96)
+    head = Head(layer, layer.weight, Kernels("on", None))
+    assert head.best(mx.ones((2, 64)), 3) is None
+    assert mx.allclose(head(mx.ones((2, 64))), layer(mx.ones((2, 64))), atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_head_gives_its_largest_outputs(packed: bool, emulate: Any) -> None:
+    emulate(Emulation())
+    layer: Any = nn.Linear(64, 96, bias=False)
+    layer = layer.to_quantized(32, 4) if packed else layer
+    weight = linear.stored(layer)
+    assert weight is not None
+    x = mx.random.normal((9, 64), key=mx.random.key(1))
+    found = Head(layer, weight, Kernels("on", M4)).best(x, 5, 90)
+    assert found is not None
+    assert found.ids.tolist() == mx.argsort(-layer(x)[:, :90], axis=-1)[:, :5].tolist()
 
 
 def test_doctor_names_a_kernel_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

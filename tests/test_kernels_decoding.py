@@ -29,7 +29,7 @@ from dflash_mlx.targets import target_for
 from dflash_mlx.trial import Trial
 from tests.metal_cpu import Options as Emulation
 
-from .families import FAMILIES, ScriptedDraft, draft_config
+from .families import FAMILIES, ScriptedDraft, draft_config, make_pair, prompt_of
 from .reduced import CONFIGS, MODULES, VOCAB, make
 
 WIDE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -116,7 +116,7 @@ def decode(pair: Pair, prompt: Sequence[int], **options: Any) -> list[int]:
 
 def expected(family: str, quantised: bool) -> set[str]:
     """Which kernels take part; the draft is dense and attends in any case."""
-    names = {"block_attention", "matmul_small"}
+    names = {"block_attention", "matmul_small", "head_topk"}
     if quantised:
         names.add("quantized_matmul_small")
     if family in ("qwen3_next", "qwen3_5", "qwen3_5-tied", "qwen3_5_moe"):
@@ -223,6 +223,20 @@ def test_dflash2_drafts_the_same(temperature: float, emulate: Any) -> None:
         assert mx.allclose(mx.exp(found[1]), mx.exp(plain[1]), atol=1e-5)
 
 
+def test_dflash2_rounds_are_the_same() -> None:
+    """Candidates come from the head's largest logits instead of all of them."""
+    found = []
+    for kernels in (Kernels("off"), Kernels("on", None)):
+        mx.random.seed(5)
+        draft = draft_for(draft_config(dflash2=DFlash2(2, 16, 32, 8)), VOCAB - 3)
+        draft.update(tree_map(lambda w: w + 0.1 * mx.random.normal(w.shape), draft.parameters()))
+        pair = make_pair("qwen3", draft.prepare())
+        pair.kernels = kernels
+        found.append(list(rounds(pair, prompt_of(9), Options(max_tokens=30))))
+    assert found[0] == found[1]
+    assert "head_topk" in pair.kernels.proven
+
+
 def proposal(draft: DFlashDraft, temperature: float) -> tuple[mx.array, mx.array | None]:
     keys = mx.random.split(mx.random.key(3), 4)
     cache_ = draft.new_cache()
@@ -244,4 +258,4 @@ def test_the_embedded_pair_decodes_the_same(emulate: Any) -> None:
     emulate(Emulation())
     pair.kernels = Kernels("on", CHIP)
     assert decode(pair, prompt, max_tokens=8) == wanted
-    assert pair.kernels.proven == ["block_attention", "matmul_small"]
+    assert pair.kernels.proven == ["block_attention", "head_topk", "matmul_small"]

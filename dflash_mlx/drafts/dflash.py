@@ -24,6 +24,7 @@ from ..kv import KVCache, LayerView, Scalar, State, collect, masks, views
 from ..sampling import Sampling, log_distribution
 from .joined import Joined
 from .rope import Rotary
+from .shortlist import Shortlist, Wanted
 
 
 class Attention(nn.Module):
@@ -236,10 +237,14 @@ class DFlashDraft(nn.Module):
         cap = self._config.final_logit_softcapping
         return logits if not cap else mx.tanh(logits / cap) * cap
 
+    def wanted(self, sampling: Sampling) -> Wanted | None:
+        """Which logits `propose` looks at; None for all."""
+        return Wanted(1) if sampling.greedy else None
+
     def propose(
         self,
         hidden: mx.array,
-        logits: mx.array,
+        logits: mx.array | Shortlist,
         anchor: mx.array,
         sampling: Sampling,
         key: mx.array,
@@ -248,7 +253,8 @@ class DFlashDraft(nn.Module):
 
         Args:
             hidden: [width - 1, hidden_size], what `forward` returned for the masks.
-            logits: float32 [width - 1, vocab], shaped, with bias and penalties applied.
+            logits: float32 [width - 1, vocab], shaped, with bias and penalties applied; or the
+                largest of them, as `wanted` asks for.
             anchor: int32 [1].
             sampling: how the target's tokens are chosen.
             key: random key.
@@ -258,6 +264,8 @@ class DFlashDraft(nn.Module):
             [width - 1, vocab]: row i is the very distribution that token i was drawn from, given
             the tokens before it.
         """
+        if isinstance(logits, Shortlist):
+            return logits.ids[:, 0], None
         if sampling.greedy:
             return mx.argmax(logits, axis=-1).astype(mx.int32), None
         logq = log_distribution(logits, sampling)

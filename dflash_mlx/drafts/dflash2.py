@@ -23,6 +23,7 @@ from ..kv import LayerView
 from ..sampling import Sampling, log_distribution
 from .dflash import DFlashDraft, Layer
 from .rope import Rotary
+from .shortlist import Shortlist, Wanted
 
 
 class GroupedDynamicCausalConv(nn.Module):
@@ -90,27 +91,35 @@ class CandidateSelector(nn.Module):
         self._count = min(extra.selector_top_k, vocabulary)
 
     def __call__(
-        self, hidden: mx.array, logits: mx.array, anchor: mx.array
+        self, hidden: mx.array, logits: mx.array | Shortlist, anchor: mx.array
     ) -> tuple[mx.array, mx.array]:
         """Candidates and their scores.
 
         Args:
             hidden: [n, hidden_size], normalised.
-            logits: float32 [n, vocab].
+            logits: float32 [n, vocab], or the k largest of them.
             anchor: int32 [1].
 
         Returns:
             ids, int32 [n, k], in no order; float32 [n, k, k], where [i, a, b] is the score of
             candidate b at place i behind candidate a at place i - 1 (behind the anchor at 0).
         """
-        real = logits[:, : self._vocabulary]
-        ids = mx.argpartition(real, -self._count, axis=-1)[:, -self._count :].astype(mx.int32)
+        ids, unary = logits if isinstance(logits, Shortlist) else self._largest(logits)
         first = mx.broadcast_to(anchor, (1, self._count))
         weight = self.hidden_projection(hidden)[:, None].astype(mx.float32)
         before = self.predecessor_codebook(mx.concatenate([first, ids[:-1]])).astype(mx.float32)
         behind = self.successor_codebook(ids).astype(mx.float32)
         edges = (before * weight) @ behind.swapaxes(1, 2)
-        return ids, mx.take_along_axis(real, ids, axis=-1)[:, None] + edges
+        return ids, unary[:, None] + edges
+
+    def wanted(self) -> Wanted:
+        """Which logits it looks at."""
+        return Wanted(self._count, self._vocabulary)
+
+    def _largest(self, logits: mx.array) -> Shortlist:
+        real = logits[:, : self._vocabulary]
+        ids = mx.argpartition(real, -self._count, axis=-1)[:, -self._count :].astype(mx.int32)
+        return Shortlist(ids, mx.take_along_axis(real, ids, axis=-1))
 
 
 class DFlash2Draft(DFlashDraft):
@@ -135,10 +144,14 @@ class DFlash2Draft(DFlashDraft):
         assert config.dflash2 is not None
         return ConvolvedLayer(config, index, config.dflash2)
 
+    def wanted(self, sampling: Sampling) -> Wanted | None:
+        """The candidates', greedy or not."""
+        return self.candidate_selector.wanted()
+
     def propose(
         self,
         hidden: mx.array,
-        logits: mx.array,
+        logits: mx.array | Shortlist,
         anchor: mx.array,
         sampling: Sampling,
         key: mx.array,
@@ -157,5 +170,5 @@ class DFlash2Draft(DFlashDraft):
         # Gumbel's trick: the largest of log q + noise is drawn from q. Candidates before a place
         # may share its noise, as only one of them is on the path.
         found = run(logq, ids, mx.random.gumbel(ids.shape, key=key))
-        everywhere = mx.full((ids.shape[0], logits.shape[1]), -mx.inf)
+        everywhere = mx.full((ids.shape[0], self.config.vocab_size), -mx.inf)
         return found.drafted, mx.put_along_axis(everywhere, ids, found.rows, axis=-1)

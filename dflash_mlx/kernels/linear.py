@@ -13,6 +13,9 @@ from .choice import Example, Kernels, Op, Run
 from .matmul_small import MAX_ROWS, matmul_small_metal, matmul_small_reference
 from .matmul_small import THREADS as DENSE_THREADS
 from .matmul_small import tile_rows as dense_tile_rows
+from .quantized_matmul_rows import MAX_ROWS as SCALAR_ROWS
+from .quantized_matmul_rows import THREADS as SCALAR_THREADS
+from .quantized_matmul_rows import quantized_matmul_rows_metal, rows_each
 from .quantized_matmul_small import (
     BITS,
     DTYPES,
@@ -32,6 +35,13 @@ QUANTISED = Op(
     quantized_matmul_small_metal,
     THREADS,
     rules.quantised,
+)
+SCALAR = Op(
+    "quantized_matmul_rows",
+    quantized_matmul_small_reference,
+    quantized_matmul_rows_metal,
+    SCALAR_THREADS,
+    rules.quantised_scalar,
 )
 DENSE = Op("matmul_small", matmul_small_reference, matmul_small_metal, DENSE_THREADS, rules.dense)
 Weight = PackedWeight | mx.array
@@ -112,17 +122,37 @@ def product(
     if not isinstance(weight, PackedWeight):
         kind: tuple[Any, ...] = (dtype, rows <= 8, dense_tile_rows(weight.shape[0], None))
         return kernels.pick(DENSE, kind, small, rows=rows) if dtype == weight.dtype else None
-    tile = tile_rows(weight.shape[0], None, up is not None)
     kind = (dtype, weight.scales.dtype, *weight[3:], up is not None)
+    # Where kernels are asked for, one of them serves every width, so that all round alike.
+    if rows <= SCALAR_ROWS and kernels.mode == "auto":
+        each = rows_each(weight.shape[0], None, up is not None)
+        scalar = partial(scalar_example, rows, dtype, weight, up)
+        if run := kernels.pick(SCALAR, (*kind, rows, each), scalar, rows=rows):
+            return run
+    tile = tile_rows(weight.shape[0], None, up is not None)
     return kernels.pick(QUANTISED, (*kind, rows <= 8, tile), small, rows=rows)
 
 
 def example(rows: int, dtype: mx.Dtype, weight: Weight, up: PackedWeight | None) -> Example:
     """Some rows of x and the first rows of the weight."""
-    x = mx.random.normal((rows, weight.shape[1]), key=mx.random.key(0)).astype(dtype)
+    arguments = _few(rows, dtype, weight, up)
     if not isinstance(weight, PackedWeight):
-        tile = dense_tile_rows(weight.shape[0], None)
-        return Example((x, weight[:EXAMPLE_ROWS]), geometry={"rows": tile})
+        return Example(arguments, geometry={"rows": dense_tile_rows(weight.shape[0], None)})
     tile = tile_rows(weight.shape[0], None, up is not None)
-    weights = [w.first(EXAMPLE_ROWS) for w in (weight, up) if w]
-    return Example((x, *weights), geometry={"rows": tile if up is None else 2 * tile})
+    return Example(arguments, geometry={"rows": tile if up is None else 2 * tile})
+
+
+def scalar_example(
+    rows: int, dtype: mx.Dtype, weight: PackedWeight, up: PackedWeight | None
+) -> Example:
+    """The same for the kernel without matrices."""
+    each = rows_each(weight.shape[0], None, up is not None)
+    geometry = {"rows": each if up is None else 2 * each}
+    return Example(_few(rows, dtype, weight, up), geometry=geometry)
+
+
+def _few(rows: int, dtype: mx.Dtype, weight: Weight, up: PackedWeight | None) -> tuple[Any, ...]:
+    x = mx.random.normal((rows, weight.shape[1]), key=mx.random.key(0)).astype(dtype)
+    if isinstance(weight, PackedWeight):
+        return (x, *[w.first(EXAMPLE_ROWS) for w in (weight, up) if w])
+    return (x, weight[:EXAMPLE_ROWS])

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import attend, experts, linear, recurrence, selector
+from . import attend, experts, head, linear, recurrence, selector
 from .choice import Example, Kernels, Op
 from .quantized_matmul_small import PackedWeight
 
@@ -40,7 +40,13 @@ def _known() -> list[tuple[Op, Callable[[], Example], dict[str, Any]]]:
     """Every kernel with an example and what else its rule goes by, as in common models."""
     return [
         (linear.QUANTISED, lambda: linear.example(8, DTYPE, _packed(64), None), {}),
+        (linear.SCALAR, lambda: linear.scalar_example(4, DTYPE, _packed(64), None), {}),
         (linear.DENSE, lambda: linear.example(16, DTYPE, _dense(64), None), {}),
+        (
+            head.HEAD,
+            lambda: head.example(15, DTYPE, _packed(64), 16),
+            {"count": 16, "packed": True},
+        ),
         (experts.GATHERED, lambda: experts.example(8, DTYPE, _packed(4, 64), None, 8), {}),
         (
             attend.ATTENTION,

@@ -33,6 +33,13 @@ def dense(chip: Chip, *, rows: int) -> bool:
     return (6 if chip.generation >= M3 else 2) <= rows <= 16
 
 
+def head(chip: Chip, *, rows: int, count: int, packed: bool) -> bool:
+    """The largest logits alone. Where MLX has to choose several it sorts the whole vocabulary."""
+    if count > 1:
+        return rows > 1
+    return quantised(chip, rows=rows) if packed else dense(chip, rows=rows)
+
+
 def experts(chip: Chip, *, rows: int) -> bool:
     """Experts chosen by several rows: MLX reads them once for each."""
     return 2 <= rows <= 16

@@ -19,7 +19,9 @@ import mlx.nn as nn
 from ..errors import PairError
 from ..kernels.choice import OFF, Kernels
 from ..kernels.few_rows import few_rows
-from ..kernels.linear import FewRows, stored
+from ..kernels.head import Head
+from ..kernels.head_topk import TopK
+from ..kernels.linear import stored
 from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks, views
 from .attending import Softmax, attended
 from .experts import experts
@@ -109,6 +111,18 @@ class Target:
         """Hidden states of `forward` to the target's own logits [B, L, vocab_size]."""
         return self.head(hidden)
 
+    def best(self, hidden: mx.array, count: int = 1, limit: int | None = None) -> TopK | None:
+        """The largest of `head` alone, by a kernel; None where none pays.
+
+        `logits` grows with what `head` returns in every family, so their order is the same.
+
+        Args:
+            hidden: [L, hidden_size].
+            count: how many of each row.
+            limit: only the first so many rows of the head stand for tokens; all if None.
+        """
+        return self._project.best(hidden, count, limit) if isinstance(self._project, Head) else None
+
     def new_cache(self) -> KVCache:
         """An empty cache for one generation."""
         return KVCache(self.windows)
@@ -173,7 +187,7 @@ class Target:
             module = self.backbone.embed_tokens
             call = module.as_linear
         weight = stored(module) if self.kernels.active else None
-        return call if weight is None else FewRows(module, weight, self.kernels, call)
+        return call if weight is None else Head(module, weight, self.kernels, call)
 
     @property
     def dtype(self) -> mx.Dtype:
