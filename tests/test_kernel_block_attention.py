@@ -336,5 +336,4 @@ def test_every_line_runs(emulate: Emulate):
     for case in (Case(rows=2), Case(rows=2, window=100, sinks=mx.float32)):
         run(block_attention_metal, case, inputs(case))
     reports = [r for k in kernels for r in k.reports]
-    for part in ("block_attention", "block_attention header", "block_attention_merge"):
-        assert coverage.gaps(reports, part) == []
+    coverage.check(reports, "block_attention", "block_attention header", "block_attention_merge")

@@ -206,8 +206,7 @@ def test_every_line_runs(emulate: Emulate):
     run(gated_delta_round_metal, case(SMALL), 3)
     run(gated_delta_round_metal, case(SMALL), 3, with_behind=False)
     reports = [r for k in kernels for r in k.reports]
-    for part in ("gated_delta_round", "gated_delta_round header"):
-        assert coverage.gaps(reports, part) == []
+    coverage.check(reports, "gated_delta_round", "gated_delta_round header")
 
 
 def wrong(**exchanged: mx.array) -> list[object]:

@@ -338,8 +338,7 @@ def test_every_line_runs(kind: str, emulate):
     weight = dense(n, k, mx.bfloat16) if kind == "dense" else packed(n, k, mx.bfloat16, 32, 3)
     head_topk_metal(rows(9, k, mx.bfloat16), weight, 3, threads=64)
     for kernel, name in zip(kernels, ("head_topk", "head_topk_merge"), strict=True):
-        for part in (name, f"{name} header"):
-            assert coverage.gaps(kernel.reports, part) == []
+        coverage.check(kernel.reports, name, f"{name} header")
 
 
 X, PACKED = rows(4, 128, mx.bfloat16), packed(40, 128, mx.bfloat16, 64, 4)

@@ -37,7 +37,7 @@ def check(arguments, found: mx.array) -> None:
     x, *packed = arguments
     wanted = quantized_matmul_small_reference(x.astype(mx.float32), *packed)
     assert found.shape == wanted.shape and found.dtype == x.dtype
-    allowed = HALF_STEP[x.dtype] * mx.abs(wanted) + 2e-6 * mx.abs(wanted).max()
+    allowed = HALF_STEP[x.dtype] * mx.abs(wanted) + 5e-6 * mx.abs(wanted).max()
     assert bool((mx.abs(found.astype(mx.float32) - wanted) <= allowed).all())
 
 
@@ -193,8 +193,7 @@ def test_every_line_runs(emulate):
     kernels = emulate(Options(coverage=True))
     arguments = case(2, 9, 96, mx.bfloat16, 32, 3, fused=True)
     quantized_matmul_rows_metal(*arguments, threads=32)
-    for part in ("quantized_matmul_rows", "quantized_matmul_rows header"):
-        assert coverage.gaps(kernels[0].reports, part) == []
+    coverage.check(kernels[0].reports, "quantized_matmul_rows", "quantized_matmul_rows header")
 
 
 X, WEIGHT, UP = case(4, 16, 128, mx.bfloat16, 64, 4, fused=True)

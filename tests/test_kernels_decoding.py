@@ -220,7 +220,7 @@ def test_dflash2_drafts_the_same(temperature: float, emulate: Any) -> None:
     assert mx.array_equal(found[0], plain[0])
     assert {"dynamic_causal_conv", "candidate_path", "block_attention"} <= set(kernels.proven)
     if temperature:
-        assert mx.allclose(mx.exp(found[1]), mx.exp(plain[1]), atol=1e-5)
+        assert mx.allclose(mx.exp(found[1]), mx.exp(plain[1]), atol=1e-4)
 
 
 def test_dflash2_rounds_are_the_same() -> None:

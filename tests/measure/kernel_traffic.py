@@ -20,6 +20,8 @@ from unittest.mock import patch
 import mlx.core as mx
 
 from dflash_mlx.kernels.matmul_small import matmul_small_metal
+from dflash_mlx.kernels.quantized_matmul_rows import MAX_ROWS as SCALAR_ROWS
+from dflash_mlx.kernels.quantized_matmul_rows import quantized_matmul_rows_metal
 from dflash_mlx.kernels.quantized_matmul_small import PackedWeight, quantized_matmul_small_metal
 from tests.metal_cpu import MetalKernel, Options, Report
 from tests.metal_cpu import stock_matmul as stock
@@ -53,6 +55,9 @@ def quantised(
     for stock_kernel in (stock.qmv, stock.qmv_wide, stock.qmm_t):
         _, report = stock_kernel(x, *packed, TRAFFIC)
         yield f"MLX {stock_kernel.__name__}", ("w",), useful, report
+    if m <= SCALAR_ROWS:
+        report = ours(lambda: quantized_matmul_rows_metal(x, packed, rows=4))
+        yield "quantized_matmul_rows", ("w",), useful, report
     report = ours(lambda: quantized_matmul_small_metal(x, packed, rows=32))
     yield "quantized_matmul_small", ("w",), useful, report
     report = ours(lambda: quantized_matmul_small_metal(x, packed, packed, rows=32))

@@ -66,6 +66,16 @@ def gaps(reports: Iterable[Report], file: str) -> list[int]:
     return sorted(line for line, count in merge(reports)[file].items() if count == 0)
 
 
+def check(reports: Iterable[Report], *names: str) -> None:
+    """Print how many lines of each of these files ran.  AssertionError names those that did not."""
+    total = merge(reports)
+    for file in names:
+        missed = sorted(line for line, count in total[file].items() if count == 0)
+        every = len(total[file])
+        print(f"{file}: {every - len(missed)} of {every} lines ran")
+        assert not missed, f"lines of {file} that never ran: {missed}"
+
+
 def _lines(data: dict, own: frozenset[str]) -> Lines:
     found: Lines = {}
     for file in data["files"]:
