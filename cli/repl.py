@@ -78,7 +78,7 @@ def header(pair: Pair, options: Options) -> str:
 
     parts = [pair.name]
     if pair.draft is not None:
-        block = options.block or pair.draft.config.block_size
+        block = options.width(pair.draft.config.block_size)
         parts += [f"draft {pair.draft_name}", f"block {block}"]
     else:
         parts.append("no draft")

@@ -89,7 +89,7 @@ def compare(pair: Pair, prompt: Sequence[int], options: Options) -> Comparison:
     if found == plain:
         return same
     assert pair.draft is not None
-    width = options.block or pair.draft.config.block_size
+    width = options.width(pair.draft.config.block_size)
     case = _Case(pair, prompt, plain, found, options.sampling, width)
     divergences = case.divergences()
     return replace(
