@@ -104,34 +104,34 @@ class AdaptiveDecoder(DraftDecoder):
 
     def _round(self, anchor: int, step: Any) -> Result:
         cache, context = self.session.cache, self._context
-        start, size = cache.length, self._size
-        behind: list[Any] = []
-        if step.width:
-            assert self._block is not None
-            behind = [cache.begin(start, step.width, self.compiled), self._block]
+        start = cache.length
         ahead = Ahead(
             *self.run(
                 step,
                 mx.array([anchor], mx.int32),
                 self.scalar(start),
-                context.begin(start, step.width + size, self.compiled),
+                context.begin(start, step.width + self._size, self.compiled),
                 self.history(),
                 self.key(start),
-                *behind,
+                # No variable may hold the old arrays, else rows would not be written in place.
+                *((cache.begin(start, step.width, self.compiled), self._block) * (step.width > 0)),
             )
         )
-        # As for fixed blocks: before anything is computed, so that rows are written in place.
+        # As for fixed blocks: before anything is computed.
         if ahead.state is not None:
             cache.update(ahead.state)
         context.update(ahead.context)
+        return self._take(ahead, step.width)
+
+    def _take(self, ahead: Ahead, width: int) -> Result:
+        """Read what a round brought, and hold on to the next block."""
         mx.eval(ahead.packed, [part for part in ahead.block if part is not None])
-        self._block = Block(*ahead.block)
-        packed = read(ahead.packed)
-        self._certainty = [unit / SCALE for unit in packed[1 - size :]]
-        if not step.width:
+        packed, self._block = read(ahead.packed), ahead.block
+        self._certainty = [unit / SCALE for unit in packed[1 - self._size :]]
+        if not width:
             return (), 0, 0
-        accepted, *tokens = packed[: 1 + step.width]
-        return tuple(tokens[: accepted + 1]), step.width - 1, accepted
+        accepted, *tokens = packed[: 1 + width]
+        return tuple(tokens[: accepted + 1]), width - 1, accepted
 
 
 class KeepingDecoder(PlainDecoder):

@@ -20,7 +20,7 @@ from typing import Protocol
 FORGET = 0.998  # of what calibration knows, kept per judged token
 ROUNDS = 24  # over about so many rounds the rate is averaged
 LOOKS = 6  # the same for what blocks promise
-FIRST_REST, LONGEST_REST = 8, 64  # tokens decoded plainly before the next look
+FIRST_REST, LONGEST_REST = 8, 128  # tokens decoded plainly before the next look
 TRIED = 4  # first rounds that are verified whatever they promise
 LIMIT = 8.0  # log-odds beyond which a probability says no more
 
@@ -48,6 +48,7 @@ class Calibration:
         # What was known before the first case, in units of cases.
         self._of_slope, self._of_bias, self._of_offsets = 60.0, 6.0, [12.0] * places
         self._usual = [1.0] * places  # log-odds of probabilities so far
+        self.rounds = 0  # learned from
 
     def chances(self, certainty: Sequence[float]) -> list[float]:
         """Per place, given the draft's probability of its most probable token."""
@@ -59,6 +60,7 @@ class Calibration:
 
     def learn(self, certainty: Sequence[float], verified: int, accepted: int) -> None:
         """Take note of a round: of the first `verified` drafted tokens `accepted` were kept."""
+        self.rounds += 1
         for place in range(min(verified, accepted + 1)):
             self._judge(place, log_odds(certainty[place]), place < accepted)
         for place, p in enumerate(certainty):
@@ -153,7 +155,7 @@ class Policy:
         self._blocks += 1
         self._gain += (gain - self._gain) / min(self._blocks, LOOKS)
         # What is never verified teaches nothing: at first, and after the longest rest, try anyway.
-        trying = self._blocks <= TRIED or self._rest == LONGEST_REST
+        trying = self._calibration.rounds < TRIED or self._rest == LONGEST_REST
         if gain > 0 or trying:
             self._rest = FIRST_REST if gain > 0 else self._rest
             return True

@@ -53,5 +53,12 @@ def linear(block: int, per_token: float, draft: float = 0.2, host: float = 0.0) 
 def priced(pair: Pair, per_token: float = 0.1, draft: float = 0.2) -> Pair:
     """The pair, with costs that nothing changes."""
     assert pair.draft is not None
-    pair.costs = Corrected(linear(pair.draft.config.block_size, per_token, draft), still=True)
+    pair.costs = Fixed(linear(pair.draft.config.block_size, per_token, draft))
     return pair
+
+
+class Fixed(Corrected):
+    """The prices of a curve, whatever is timed."""
+
+    def __init__(self, curve: CostCurve) -> None:
+        super().__init__(curve, still=True)
