@@ -1,6 +1,6 @@
-"""A Hugging Face hub on 127.0.0.1, as much of it as `snapshot_download` asks for.
+"""A Hugging Face hub on 127.0.0.1, as much of it as the project asks for.
 
-Model info, tree listing, and files with ETag, commit and Range; it can break a download off,
+Model info, tree listing, and files, also of data sets, with ETag, commit and Range; it can break a download off,
 refuse one, and count what it served.
 """
 
@@ -56,7 +56,10 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def add(self, name: str, folder: Path, *, revision: str = "main") -> str:
-        """Serve the files under `folder` as `revision` of the repo; returns the commit."""
+        """Serve the files under `folder` as `revision` of the repo; returns the commit.
+
+        A data set's name starts with "datasets/".
+        """
         found = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
         text = repr([(path, hashlib.sha1(data).hexdigest()) for path, data in files.items()])
@@ -86,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if api := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
             return self.answer_api(api[1], api[2] or "revision", api[3] or "main")
-        if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if file := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.answer_file(file[1], file[2], file[3])
         return self.refuse(404)
 
