@@ -1,7 +1,7 @@
 """A Hugging Face hub on 127.0.0.1, as much of it as the project asks for.
 
-Model info, tree listing, and files, also of data sets, with ETag, commit and Range; it can break a download off,
-refuse one, and count what it served.
+Model info, tree listing, and files, those of data sets too, with ETag, commit and Range; it can
+break a download off, refuse one, and count what it served.
 """
 
 import hashlib
@@ -55,15 +55,17 @@ class HubServer(ThreadingHTTPServer):
         self._thread.join()
         self.server_close()
 
-    def add(self, name: str, folder: Path, *, revision: str = "main") -> str:
+    def add(
+        self, name: str, folder: Path, *, revision: str = "main", commit: str | None = None
+    ) -> str:
         """Serve the files under `folder` as `revision` of the repo; returns the commit.
 
-        A data set's name starts with "datasets/".
+        A data set's name starts with "datasets/". `commit` is made up where none is given.
         """
         found = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
         text = repr([(path, hashlib.sha1(data).hexdigest()) for path, data in files.items()])
-        commit = hashlib.sha1(text.encode()).hexdigest()
+        commit = commit or hashlib.sha1(text.encode()).hexdigest()
         repo = self.repos.setdefault(name, Repo())
         repo.commits[commit] = files
         repo.names[revision] = commit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import warnings
 from fractions import Fraction
@@ -95,13 +94,13 @@ def continued(prompt: str, answer: str) -> str:
         return prompt + lines
     # The first line alone has lost it where the answer was stripped.
     options = [f"    {lines}", "\n".join(f"    {line}" for line in lines.split("\n"))]
-    return next((prompt + body for body in options if _parses(prompt + body)), prompt + lines)
+    return next((prompt + body for body in options if _compiles(prompt + body)), prompt + lines)
 
 
-def _parses(source: str) -> bool:
+def _compiles(source: str) -> bool:
     try:
         with warnings.catch_warnings(action="ignore"):
-            ast.parse(source)
+            compile(source, "answer", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

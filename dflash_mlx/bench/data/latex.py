@@ -41,8 +41,11 @@ def same(given: str, expected: str) -> bool:
         return True
     if max(len(given), len(expected)) > LONGEST:
         return False
-    if _is_group(given) or _is_group(expected):
-        return _same_groups(given, expected)
+    one, other = _group(given), _group(expected)
+    if one and other:
+        return _same_groups(one, other)
+    if one or other:
+        return False
     return equal(given, expected)
 
 
@@ -64,33 +67,31 @@ def _text(text: str) -> str:
     return bare.casefold() if len(bare) > 1 and bare.isalpha() else bare
 
 
-def _is_group(text: str) -> bool:
-    return len(_parts(text)) > 1 or text[:1] == "[" or text[:2] == r"\{" or _is_tuple(text)
+def _group(text: str) -> tuple[str, list[str]] | None:
+    """The brackets and the parts of a tuple or an interval; of a set or a list, whose parts may be
+    in any order, no brackets; None for anything else."""
+    parts = _parts(text)
+    if len(parts) > 1:
+        return "", parts
+    if text[:2] == r"\{" and text[-2:] == r"\}":
+        return "", _parts(text[2:-2])
+    parts = _parts(text[1:-1])
+    wrapped = text[:1] in ("(", "[") and text[-1:] in (")", "]")
+    return (text[0] + text[-1], parts) if wrapped and len(parts) > 1 else None
 
 
-def _is_tuple(text: str) -> bool:
-    return text[:1] in "([" and text[-1:] in ")]" and len(_parts(text[1:-1])) > 1
-
-
-def _same_groups(given: str, expected: str) -> bool:
-    """Brackets have to agree; what stands in none or in braces may be in any order."""
-    if _is_tuple(expected):
-        left, right = _parts(given[1:-1]), _parts(expected[1:-1])
-        brackets = given[:1] + given[-1:] == expected[:1] + expected[-1:]
-        return brackets and len(left) == len(right) and all(map(same, left, right))
-    left, right = _parts(_unbraced(given)), _parts(_unbraced(expected))
-    if len(left) != len(right):
+def _same_groups(one: tuple[str, list[str]], other: tuple[str, list[str]]) -> bool:
+    if one[0] != other[0] or len(one[1]) != len(other[1]):
         return False
-    for part in left:
-        found = next((other for other in right if same(part, other)), None)
+    if one[0]:
+        return all(map(same, one[1], other[1]))
+    left = list(other[1])
+    for part in one[1]:
+        found = next((place for place, rest in enumerate(left) if same(part, rest)), None)
         if found is None:
             return False
-        right.remove(found)
+        del left[found]
     return True
-
-
-def _unbraced(text: str) -> str:
-    return text[2:-2] if text[:2] == r"\{" and text[-2:] == r"\}" else text
 
 
 def _parts(text: str) -> list[str]:

@@ -58,7 +58,7 @@ def load_problems(
         return problems(name, chosen(items, limit, seed), source, sample=True)
     note = nullcontext() if quiet else Console(stderr=True).status(f"Fetching {name}")
     with note:
-        items, source, sample = _fetched(dataset, places or Places())
+        items, source, sample = fetched(dataset, places or Places())
     return problems(name, chosen(items, limit, seed), source, sample=sample)
 
 
@@ -67,7 +67,8 @@ def sample_file(dataset: DataSet) -> Path:
     return Path(__file__).parent / "samples" / f"{dataset.name}.jsonl"
 
 
-def _fetched(dataset: DataSet, places: Places) -> tuple[list[Problem], str, bool]:
+def fetched(dataset: DataSet, places: Places) -> tuple[list[Problem], str, bool]:
+    """All problems of a set, where they came from, and whether they are the sample."""
     try:
         path = from_hub(dataset.hub, places)
         return list(_items(dataset, path, dataset.read)), str(dataset.hub), False
