@@ -1,5 +1,7 @@
 """Programs that mean harm, each tried so that it would do none here even if nothing held it."""
 
+import ast
+import ctypes
 import os
 import socket
 import subprocess
@@ -257,9 +259,18 @@ def test_files_stay_as_they_are(act, tmp_path):
     assert old.read_text() == "precious"
 
 
+def part_of_contained(name: str) -> str:
+    """The source of one function of contained.py."""
+    source = Path(sandbox.__file__).with_name("contained.py").read_text()
+    return next(
+        ast.unparse(node)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+
+
 def test_no_file_can_grow(tmp_path, bare):
-    script = Path(sandbox.__file__).with_name("contained.py").read_text()
-    limits = script[script.index("def limit") : script.index("def watch")]
+    limits = part_of_contained("limit")
     target = tmp_path / "grown"
     outcome = bare(
         f"import resource\n{limits}\nlimit(5, 2**30)\n"
@@ -293,6 +304,41 @@ def test_the_system_hides_other_processes(bare):
         "except OSError as error:\n    say(type(error).__name__)\nelse:\n    say('reached')"
     )
     assert outcome.detail in ("ProcessLookupError", "PermissionError")
+
+
+def has_landlock() -> bool:
+    if sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) >= 1
+
+
+@pytest.mark.skipif(not has_landlock(), reason="a matter of Landlock")
+@pytest.mark.parametrize(
+    "act",
+    [
+        "open(old, 'w')",
+        "open(old, 'a')",
+        "os.open(new, os.O_CREAT)",
+        "os.truncate(old, 0)",
+        "os.remove(old)",
+        "os.rename(old, new)",
+        "os.link(old, new)",
+        "os.symlink(old, new)",
+        "os.mkdir(new)",
+        "os.mkfifo(new)",
+        "os.execv('/bin/sh', ['sh', '-c', ':'])",
+    ],
+)
+def test_landlock_keeps_files_as_they_are(act, bare, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("precious")
+    outcome = bare(
+        f"{part_of_contained('seal_files')}\nseal_files()\nold, new = {str(old)!r}, {str(new)!r}\n"
+        f"try:\n    {act}\nexcept OSError as error:\n    say(type(error).__name__)\n"
+    )
+    assert outcome.detail == "PermissionError"
+    assert old.read_text() == "precious"
+    assert not new.exists()
 
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="a matter of sandbox-exec")

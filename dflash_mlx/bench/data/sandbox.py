@@ -5,7 +5,8 @@ Layers, from the outside; each holds by itself, and none is perfect:
 1. The system, where it offers a way without privileges. On macOS a `sandbox-exec` profile: no
    network, no writing to files, no new process, no signal to another one. On Linux `unshare`: a
    network without interfaces, and a process space of its own, which hides all others and ends as
-   a whole; files are left to the layers below. `containment()` says what works here.
+   a whole; and Landlock, if the kernel has it: no file is written, made, removed or executed.
+   `containment()` says which of the two commands works here.
 2. Limits of the process (setrlimit): seconds of CPU, memory, no new process, no growing file.
    macOS does not limit memory that way, and root on Linux may start processes; so the parent also
    adds up the memory of the process group, and ends the whole group when the program is done, or
