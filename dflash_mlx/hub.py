@@ -105,7 +105,6 @@ def fetch_data(
     Raises ModelNotFoundError for an unknown data set or revision, CheckpointError if it has no
     such file, DownloadError for a gated one, no network, a broken connection or a full disk.
     """
-
     get = partial(
         hf_hub_download,
         repo,

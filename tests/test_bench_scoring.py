@@ -73,6 +73,10 @@ NUMBERS = [
     ("\\boxed{57", "57", True),  # cut off: it is still the last number
     ("5.7", "57", False),
     ("0.5", ".5", True),
+    ("9" * 10_000, "57", False),
+    ("\\boxed{" * 20_000, "57", False),
+    ("{ \\boxed{57}", "57", True),
+    ("\\boxed{\\boxed{57}}", "57", True),
 ]
 
 
@@ -164,6 +168,7 @@ DIFFERENT = [
     ("\\pm 2", "2"),
     ("9^{9^{9^9}}", "1"),
     ("(" * 250, "1"),
+    ("7 " + "a" * 100_000 + "!", "7"),
     ("{" * 5000, "1"),
     ("\\frac", "1"),
     ("2^", "2"),
@@ -197,6 +202,7 @@ PASSING = {
     "before an example": f"{FENCED}\nTry:\n```python\nprint(add(1, 2))\n```",
     "after a wrong one": f"```py\ndef add(a, b):\n    pass\n```\nNo:\n{FENCED}",
     "beside another language": f"{FENCED}\n```bash\npython add.py\n```",
+    "in a fence that ends on a line of code": FENCED.replace("\n```", "```"),
     "as a lambda": "```python\nadd = lambda a, b: a + b\n```",
     "with a main block": f"{TASK.prompt}{BODY}\nif __name__ == '__main__':\n    input()\n",
 }

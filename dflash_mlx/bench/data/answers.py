@@ -8,9 +8,11 @@ from fractions import Fraction
 
 from . import latex
 
+BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 NUMBER = re.compile(r"(?:(?<![\w.)])[-\u2212])?\$?(\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(\.\d+)?")
 ONE_NUMBER = re.compile(r"(?=.*\d)-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
-FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)
+LONGEST = 1000  # digits of a number that is one
 PYTHON = ("", "python", "py", "python3")
 DEFINITION = re.compile(r"^(?:async[ \t]+)?def[ \t]+(\w+)", re.MULTILINE)
 
@@ -20,14 +22,16 @@ def boxed(text: str) -> str | None:
 
     One that the end of the text cuts off does not count.
     """
-    for start in reversed([match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
-        depth = 1
-        for place in range(start, len(text)):
-            escaped = text[place - 1] == "\\"
-            depth += 0 if escaped else (text[place] == "{") - (text[place] == "}")
-            if depth == 0:
-                return text[start:place].strip()
-    return None
+    last: tuple[int, int] | None = None
+    opened: list[int | None] = []  # where each box starts that is open; None for other braces
+    for match in BRACE.finditer(text):
+        if match[0] == "}":
+            start = opened.pop() if opened else None
+            if start is not None:
+                last = max(last or (0, 0), (start, match.start()))
+        elif match[0][-1] == "{" and match[0] != r"\{":
+            opened.append(match.end() if match[0] != "{" else None)
+    return text[slice(*last)].strip() if last else None
 
 
 def numbers(text: str) -> list[Fraction]:
@@ -35,7 +39,7 @@ def numbers(text: str) -> list[Fraction]:
     text = text.replace("{,}", ",").replace(r",\!", ",").replace(r"\$", "$")
     found = []
     for match in NUMBER.finditer(text):
-        if match[1] or match[2]:
+        if 0 < len((match[1] or "") + (match[2] or "")) <= LONGEST:
             value = Fraction((match[1] or "0").replace(",", "") + (match[2] or ""))
             found.append(-value if match[0][0] in "-\u2212" else value)
     return found

