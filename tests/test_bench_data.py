@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import subprocess
 import sys
 import time
 import zipfile
@@ -17,8 +18,8 @@ from dflash_mlx.bench.data import rows
 from dflash_mlx.bench.data.own import read_problems
 from dflash_mlx.bench.data.problems import Problem, chosen, fingerprint
 from dflash_mlx.bench.data.sets import SETS, fetched, find, load_problems, sample_file
-from dflash_mlx.bench.data.sources import Packaged, Places
-from dflash_mlx.bench.data.table import DataSet
+from dflash_mlx.bench.data.sources import Places
+from dflash_mlx.bench.data.table import DataSet, Packaged
 from dflash_mlx.errors import CheckpointError, DownloadError, UnsupportedError, UsageError
 from dflash_mlx.fields import Fields
 
@@ -90,6 +91,12 @@ def test_the_sets_and_their_samples():
         assert all(item.id.startswith(f"{dataset.name}/sample-") for item in loaded.items)
         assert all(turn.strip() for item in loaded.items for turn in item.turns)
         assert dataset.licence and dataset.source.startswith(dataset.hub.repo)
+
+
+def test_names_and_licences_are_known_without_mlx():
+    code = "import sys, dflash_mlx.bench.data.table; print('mlx' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
 
 
 def test_an_unknown_set_is_refused():

@@ -63,17 +63,20 @@ class Outcome:
     """How a program ended.
 
     Attributes:
-        passed: it and its tests ran to their end.
         ended: passed; failed by an exception; refused for what it tried; out of time or memory; or
             died without a word.
         detail: the exception, or what was tried.
         seconds: from start to end.
     """
 
-    passed: bool
     ended: Ended
     detail: str
     seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the program and its tests ran to their end."""
+        return self.ended == "passed"
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def run_program(
         Path(folder, "request.json").write_text(json.dumps(request), encoding="ascii")
         with _started(folder, token) as (process, report):
             ended, detail = _follow(process, report, token, seconds, memory_mb)
-    return Outcome(ended == "passed", ended, detail, time.monotonic() - began)
+    return Outcome(ended, detail, time.monotonic() - began)
 
 
 @contextmanager

@@ -9,27 +9,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ...errors import CheckpointError, DownloadError, ModelNotFoundError, UsageError
+from ...errors import CheckpointError, DownloadError, ModelNotFoundError
 from ...fields import Fields
 from .formats import Reader
 from .own import read_problems
 from .problems import Problem, Problems, chosen, problems
 from .rows import read_rows
 from .sources import Places, from_hub, from_package
-from .table import SETS, DataSet
+from .table import SETS, DataSet, find
 
-__all__ = ["SETS", "DataSet", "find", "load_problems", "read_problems", "sample_file"]
-
-
-def find(name: str) -> DataSet:
-    """The data set of that name. Raises UsageError, which lists the known ones."""
-    known = {dataset.name: dataset for dataset in SETS}
-    if name not in known:
-        raise UsageError(
-            f"no data set {name!r}; known are {', '.join(known)}; "
-            "--data FILE.jsonl takes prompts of your own"
-        )
-    return known[name]
+__all__ = ["SETS", "DataSet", "fetched", "find", "load_problems", "read_problems", "sample_file"]
 
 
 def load_problems(

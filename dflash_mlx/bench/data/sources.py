@@ -15,42 +15,10 @@ from ... import wheels
 from ...errors import CheckpointError, DownloadError
 from ...hub import fetch_data
 from ...paths import cache_root, whole_folder
-from .formats import Reader
+from .table import HubFile, Packaged
 
 # Data sets have the offline sample to fall back on: better that than a long wait.
 PIP_OPTIONS = ("--timeout=10", "--retries=1")
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file of a data set on the hub, at a commit."""
-
-    repo: str
-    revision: str
-    file: str
-
-    def __str__(self) -> str:
-        return f"{self.repo} @ {self.revision[:12]}, {self.file}"
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """A file inside a wheel on the package index, by content.
-
-    Attributes:
-        licence: under which that package passes these rows on.
-        extent: how much of the set it is, in words.
-    """
-
-    requirement: str
-    sha256: str
-    member: str
-    licence: str
-    extent: str
-    read: Reader
-
-    def __str__(self) -> str:
-        return f"{self.extent}, from the package {self.requirement}"
 
 
 @dataclass(frozen=True)

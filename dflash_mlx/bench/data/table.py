@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ...errors import UsageError
 from . import formats
 from .formats import PROBLEM, Reader
-from .sources import HubFile, Packaged
 
 Kind = Literal["answer", "code", "chat", "text"]
 
@@ -20,6 +20,38 @@ CODE = (
     "Write a solution to the following problem and make sure that it passes the tests:\n"
     f"```python\n{PROBLEM}\n```"
 )
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a data set on the hub, at a commit."""
+
+    repo: str
+    revision: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"{self.repo} @ {self.revision[:12]}, {self.file}"
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A file inside a wheel on the package index, by content.
+
+    Attributes:
+        licence: under which that package passes these rows on.
+        extent: how much of the set it is, in words.
+    """
+
+    requirement: str
+    sha256: str
+    member: str
+    licence: str
+    extent: str
+    read: Reader
+
+    def __str__(self) -> str:
+        return f"{self.extent}, from the package {self.requirement}"
 
 
 @dataclass(frozen=True)
@@ -167,3 +199,14 @@ PROSE = DataSet(
 )
 
 SETS: tuple[DataSet, ...] = (GSM8K, MATH500, HUMANEVAL, MBPP, MT_BENCH, AIME25, PROSE)
+
+
+def find(name: str) -> DataSet:
+    """The data set of that name. Raises UsageError, which lists the known ones."""
+    known = {dataset.name: dataset for dataset in SETS}
+    if name not in known:
+        raise UsageError(
+            f"no data set {name!r}; known are {', '.join(known)}; "
+            "--data FILE.jsonl takes prompts of your own"
+        )
+    return known[name]
