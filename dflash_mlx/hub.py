@@ -1,4 +1,4 @@
-"""Model folders from the Hugging Face hub.
+"""Model folders, and single files of data sets, from the Hugging Face hub.
 
 The hub's own client does the work: its cache, its variables (HF_HOME, HF_ENDPOINT,
 HF_HUB_OFFLINE, HF_TOKEN), its progress bars on stderr. A connection that drops is taken up again
@@ -8,24 +8,31 @@ Left to do here: choose the files, and turn whatever goes wrong into one clear l
 
 import errno
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 # The base of every transport error, of httpx or (hub client 2) httpx2.
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
-from huggingface_hub.utils import tqdm, validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # isort: skip
+    get_session,
+    tqdm,
+    validate_repo_id,
+)
 
 from .checkpoint import INDEX, shard_names
 from .errors import CheckpointError, DFlashError, DownloadError, ModelNotFoundError
@@ -38,6 +45,7 @@ NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 AGAIN = "run the command again, complete files are kept"
+REACHABLE = 5.0  # seconds that the hub has to answer at all
 
 
 class _NoBar(tqdm):
@@ -79,6 +87,53 @@ def fetch(
         raise _explain(error, repo, revision) from error
     _check_shards(Path(folder), repo, patterns)
     return Path(folder)
+
+
+def fetch_data(
+    repo: str,
+    file: str,
+    *,
+    revision: str,
+    quiet: bool = False,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> Path:
+    """Download one file of the data set `owner/name` at a commit, and return where it lies.
+
+    A file that is cached needs no network; where the hub does not answer, this fails in seconds.
+
+    Raises ModelNotFoundError for an unknown data set or revision, CheckpointError if it has no
+    such file, DownloadError for a gated one, no network, a broken connection or a full disk.
+    """
+    get = partial(
+        hf_hub_download,
+        repo,
+        file,
+        repo_type="dataset",
+        revision=revision,
+        endpoint=endpoint,
+        cache_dir=cache,
+        tqdm_class=_NoBar if quiet else None,
+    )
+    with suppress(LocalEntryNotFoundError):
+        return Path(get(local_files_only=True))
+    try:
+        _reach(repo, endpoint or constants.ENDPOINT)
+        return Path(get())
+    except RemoteEntryNotFoundError as error:
+        raise CheckpointError(f"{repo} has no file {file} at revision {revision[:12]}") from error
+    except (HTTPError, HFValidationError, OSError, RuntimeError) as error:
+        raise _explain(error, repo, revision) from error
+
+
+def _reach(repo: str, endpoint: str) -> None:
+    """Refuse at once where nothing answers: the client itself would try for half a minute."""
+    try:
+        status = get_session().head(endpoint, timeout=REACHABLE).status_code
+    except HTTPError as error:
+        raise DownloadError(f"{repo}: {endpoint} cannot be reached; check the network") from error
+    if status >= 500:
+        raise DownloadError(f"{repo}: {endpoint} answered HTTP {status}; {AGAIN}")
 
 
 def is_repo_id(name: str) -> bool:

@@ -1,7 +1,7 @@
-"""A Hugging Face hub on 127.0.0.1, as much of it as `snapshot_download` asks for.
+"""A Hugging Face hub on 127.0.0.1, as much of it as the project asks for.
 
-Model info, tree listing, and files with ETag, commit and Range; it can break a download off,
-refuse one, and count what it served.
+Model info, tree listing, and files, those of data sets too, with ETag, commit and Range; it can
+break a download off, refuse one, and count what it served.
 """
 
 import hashlib
@@ -55,12 +55,17 @@ class HubServer(ThreadingHTTPServer):
         self._thread.join()
         self.server_close()
 
-    def add(self, name: str, folder: Path, *, revision: str = "main") -> str:
-        """Serve the files under `folder` as `revision` of the repo; returns the commit."""
+    def add(
+        self, name: str, folder: Path, *, revision: str = "main", commit: str | None = None
+    ) -> str:
+        """Serve the files under `folder` as `revision` of the repo; returns the commit.
+
+        A data set's name starts with "datasets/". `commit` is made up where none is given.
+        """
         found = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
         text = repr([(path, hashlib.sha1(data).hexdigest()) for path, data in files.items()])
-        commit = hashlib.sha1(text.encode()).hexdigest()
+        commit = commit or hashlib.sha1(text.encode()).hexdigest()
         repo = self.repos.setdefault(name, Repo())
         repo.commits[commit] = files
         repo.names[revision] = commit
@@ -86,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if api := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
             return self.answer_api(api[1], api[2] or "revision", api[3] or "main")
-        if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if file := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.answer_file(file[1], file[2], file[3])
         return self.refuse(404)
 

@@ -24,7 +24,7 @@ LAYERS = (
     "errors fields rope implemented trial config",
     "sampling accept stats width kv recurrent paths blas checkpoint options footprint machine",
     "kernels",
-    "drafts targets pairs hub gguf catalog downloads",
+    "drafts targets pairs hub gguf catalog downloads wheels",
     "embedded draftcheck",
     "loading listing",
     "session step text decode generation",
