@@ -1,0 +1,1 @@
+"""Data sets: problems, where they come from, and how answers are scored."""
