@@ -84,24 +84,23 @@ class DraftStep:
             rows; the new states of target and draft.
         """
         draft_key, accept_key = mx.random.split(key)
-        if features is not None:
-            context = self.draft.extend(features, features_start, context)
-        drafted, logq, context = self._draft(anchor, start, context, history, draft_key)
+        context = self.extend(features, features_start, context)
+        drafted, logq, context = self.propose(anchor, start, context, history, draft_key)
         block = mx.concatenate([anchor, drafted])
-        hidden, verified, state = self.target.forward(block[None], start, state)
-        logits = process(self.target.logits(hidden)[0], _histories(history, block), self.sampling)
-        assert verified is not None
-        if logq is None:
-            packed = accept_greedy(drafted, mx.argmax(logits, axis=-1))
-        else:
-            logp = log_distribution(logits, self.sampling)
-            packed = accept_sampled(drafted, logq, logp, accept_key)
+        logits, verified, state = self.verify(block, start, state, history)
+        packed = self.accept(drafted, logq, logits, accept_key)
         return packed, verified, state, context
 
-    def _draft(
+    def extend(self, features: mx.array | None, features_start: Scalar, context: State) -> State:
+        """Add the features of what the last round kept to the draft's context."""
+        if features is None:
+            return context
+        return self.draft.extend(features, features_start, context)
+
+    def propose(
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
     ) -> tuple[mx.array, mx.array | None, State]:
-        """Tokens for the places behind the anchor and log q, as `propose`; the new context."""
+        """Tokens for the places behind the anchor and log q, as the draft's; the new context."""
         masks = mx.full(self.width - 1, self.draft.config.mask_token_id, mx.int32)
         block = self.target.embed_block(mx.concatenate([anchor, masks])[None])
         hidden, context = self.draft.forward(block, start, context)
@@ -111,6 +110,23 @@ class DraftStep:
         logits = process(logits, _histories(history, anchor), self.sampling)
         drafted, logq = self.draft.propose(hidden[0], logits, anchor, self.sampling, key)
         return drafted, logq, context
+
+    def verify(
+        self, block: mx.array, start: Scalar, state: State, history: mx.array
+    ) -> tuple[mx.array, mx.array, State]:
+        """Processed logits [width, vocab] and features of the block's rows; the new state."""
+        hidden, verified, state = self.target.forward(block[None], start, state)
+        logits = process(self.target.logits(hidden)[0], _histories(history, block), self.sampling)
+        assert verified is not None
+        return logits, verified, state
+
+    def accept(
+        self, drafted: mx.array, logq: mx.array | None, logits: mx.array, key: mx.array
+    ) -> mx.array:
+        """What of the drafted tokens is kept, and the bonus, as `accept` packs them."""
+        if logq is None:
+            return accept_greedy(drafted, mx.argmax(logits, axis=-1))
+        return accept_sampled(drafted, logq, log_distribution(logits, self.sampling), key)
 
 
 def choose(logits: mx.array, sampling: Sampling, key: mx.array) -> mx.array:
