@@ -7,6 +7,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from .bench_compare import EXAMPLES as COMPARE_EXAMPLES
+from .bench_compare import compare
+from .bench_context import EXAMPLES as CONTEXT_EXAMPLES
+from .bench_context import context
 from .bench_kernels import EXAMPLES as KERNELS_EXAMPLES
 from .bench_kernels import kernels
 from .bench_run import EXAMPLES as RUN_EXAMPLES
@@ -45,4 +49,6 @@ bench = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 bench.command(epilog=RUN_EXAMPLES)(flags(run))
+bench.command(epilog=CONTEXT_EXAMPLES)(flags(context))
+bench.command(epilog=COMPARE_EXAMPLES)(flags(compare))
 bench.command(epilog=KERNELS_EXAMPLES)(flags(kernels))

@@ -202,7 +202,7 @@ class MeasureOptions:
         """What to compare with, the first counts."""
         return list(dict.fromkeys(self.baseline or ["plain"]))
 
-    def plan(self, sampling: DrawOptions, run_code: bool) -> Plan:
+    def plan(self, sampling: DrawOptions, run_code: bool = False) -> Plan:
         """The library's form of these options."""
         from dflash_mlx.bench.run import Plan
 

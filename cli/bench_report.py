@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from .bench_table import notes, split_line, table
+from .bench_table import table
 from .chat import wire_memory
 from .render import Screen
 
 if TYPE_CHECKING:
     from dflash_mlx.bench.data.problems import Problems
+    from dflash_mlx.bench.endpoint import Load
     from dflash_mlx.bench.recording import Recording
-    from dflash_mlx.bench.records import Answer, Arm, Key
+    from dflash_mlx.bench.records import Answer, Arm
     from dflash_mlx.bench.run import Plan
     from dflash_mlx.loading import Pair
 
@@ -49,11 +50,6 @@ class Report:
         self._live: Live | None = None
         self._resume()
 
-    @property
-    def done(self) -> set[Key]:
-        """What needs no answer any more."""
-        return self.recording.done
-
     @contextmanager
     def running(self, total: int) -> Iterator[None]:
         """Show progress, and whatever happens print and write what there is.
@@ -61,8 +57,7 @@ class Report:
         Args:
             total: prompts, those already answered included.
         """
-        arms = len({answer.arm for answer in self.recording.answers}) or 1
-        self._bar.update(self._task, total=total, completed=len(self.done) if arms else 0)
+        self._bar.update(self._task, total=total, completed=len(self.recording.done))
         self._describe_machine()
         interrupted = False
         try:
@@ -78,10 +73,6 @@ class Report:
         if any(figures.differs for figures in self.recording.figures):
             raise typer.Exit(1)
 
-    def loading(self, name: str) -> None:
-        """A pair is up next."""
-        self._say(f"loading {name}")
-
     def loaded(self, name: str, pair: Pair, arms: Sequence[Arm]) -> None:
         """A pair is there."""
         wire_memory()
@@ -95,9 +86,10 @@ class Report:
         if entry not in self.recording.pairs:
             self.recording.pairs.append(entry)
 
-    def next(self, name: str, dataset: str) -> None:
-        """A set is up next."""
-        self._say(f"{name}: {dataset}")
+    def loaded_server(self, dataset: str, load: Load) -> None:
+        """What a server did on a set in all."""
+        entry = {"dataset": dataset, **asdict(load), "tok_s": load.tok_s}
+        self.recording.throughput.append(entry)
 
     def add(self, answers: Sequence[Answer]) -> None:
         """The answers of all arms to one prompt."""
@@ -120,7 +112,7 @@ class Report:
             where = {"pair": name, "dataset": problems.dataset, "arm": arm.name}
             if arm.kind != "dflash" or tuple(where.values()) in there:
                 continue
-            self._say(f"{name}: {problems.dataset}, parts of a round")
+            self.say(f"{name}: {problems.dataset}, parts of a round")
             options = replace(
                 plan.options(), max_tokens=min(SPLIT_TOKENS, plan.max_tokens), block=arm.block
             )
@@ -169,7 +161,8 @@ class Report:
         if self._live:
             self._live.update(self._picture(), refresh=True)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """What is under way."""
         self._bar.update(self._task, description=text)
         self._draw()
 
@@ -183,25 +176,31 @@ class Report:
         state = power()
         self.recording.machine["power_end"] = asdict(state) if state else None
         self._write()
+        self._write_reports()
         for line in self._lines():
             self._screen.out.print(line, highlight=False)
+
+    def _write_reports(self) -> None:
+        from dflash_mlx.bench.page import html, markdown
+        from dflash_mlx.bench.recording import write_whole
+
+        for path, made in ((self._out.html, html), (self._out.markdown, markdown)):
+            if path is not None:
+                write_whole(path, made(self.recording))
 
     def _lines(self) -> Iterator[Any]:
         figures = self.recording.figures
         if not figures:
             yield "stopped before anything was measured"
             return
+        from dflash_mlx.bench.wording import LEGEND, load_line, notes, split_line
+
         yield table(figures, self._screen.out.width)
         yield ""
-        yield from notes(figures)
-        yield from map(split_line, self.recording.splits)
+        yield Text(LEGEND, style="dim")
+        yield from map(Text, notes(figures))
+        for load in self.recording.throughput:
+            yield Text(load_line(load))
+        yield from map(Text, map(split_line, self.recording.splits))
         if not self.recording.whole:
             yield "stopped early; what is shown was measured"
-
-
-def write(path: Path | None, text: str) -> None:
-    """Write a report, if it was asked for."""
-    from dflash_mlx.bench.recording import write_whole
-
-    if path is not None:
-        write_whole(path, text)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .bench_endpoint import EndpointOptions, measure_endpoint
 from .bench_options import (
     DrawOptions,
     MeasureOptions,
     PairsOptions,
     ReportOptions,
-    Subject,
     settings,
 )
 from .bench_report import Report
@@ -22,12 +22,15 @@ from .options import option
 
 if TYPE_CHECKING:
     from dflash_mlx.bench.data.problems import Problems
+    from dflash_mlx.bench.run import Plan
+    from dflash_mlx.loading import Pair
 
 EXAMPLES = """Examples:
   dflash-mlx bench gsm8k
   dflash-mlx bench gsm8k humaneval -m Qwen3-4B --bits 4 --block 4,8,16 --run-code
   dflash-mlx bench mt-bench --baseline plain --baseline mlx-lm --json run.json --html run.html
-  dflash-mlx bench gsm8k --limit 100 --resume run.json"""
+  dflash-mlx bench gsm8k --limit 100 --resume run.json
+  dflash-mlx bench gsm8k --endpoint http://localhost:8080/v1 --endpoint-model NAME"""
 
 
 def _problems(*names: str, help: str, metavar: str | None = None) -> Any:
@@ -82,6 +85,7 @@ def run(
     model: PairsOptions,
     measure: MeasureOptions,
     sampling: DrawOptions,
+    server: EndpointOptions,
     out: ReportOptions,
 ) -> None:
     """Measure decoding with and without a draft on sets of prompts.
@@ -92,36 +96,41 @@ def run(
     """
     from dflash_mlx.bench.recording import Recording, set_entry
 
+    if server.endpoint:
+        server.check(model, measure, sampling, out)
+        problems = prompts.load(sampling.seed, out.quiet)
+        measure_endpoint(server, problems, measure, sampling, prompts.run_code, out)
+        return
     subjects = model.subjects()
     asked = settings(subjects, measure, sampling) | {"run_code": prompts.run_code}
     problems = prompts.load(sampling.seed, out.quiet)
-    recording = Recording("sets", asked, [set_entry(each) for each in problems])
-    report = Report(recording, out)
-    measure_pairs(subjects, problems, measure, sampling, prompts.run_code, report)
+    report = Report(Recording("sets", asked, [set_entry(each) for each in problems]), out)
+    plan = measure.plan(sampling, prompts.run_code)
+    count = sum(len(each.items) for each in problems) * plan.repeat
+    with report.running(count * len(subjects)):
+        # One pair after the other: two large ones would not fit together.
+        for subject in subjects:
+            report.say(f"loading {subject.model}")
+            pair = subject.load(out.quiet)
+            measure_pair(pair, subject.name, problems, measure, plan, report)
+            del pair
 
 
-def measure_pairs(
-    subjects: Sequence[Subject],
+def measure_pair(
+    pair: Pair,
+    name: str,
     problems: Sequence[Problems],
     measure: MeasureOptions,
-    sampling: DrawOptions,
-    run_code: bool,
+    plan: Plan,
     report: Report,
 ) -> None:
-    """Measure one pair after the other: two large ones would not fit together."""
+    """Measure one pair on every set."""
     from dflash_mlx.bench.run import arms_for, run
 
-    plan = measure.plan(sampling, run_code)
-    prompts = sum(len(each.items) for each in problems) * plan.repeat
-    with report.running(prompts * len(subjects)):
-        for subject in subjects:
-            report.loading(subject.model)
-            pair = subject.load(report.quiet)
-            arms = arms_for(pair, measure.baselines, measure.blocks)
-            report.loaded(subject.name, pair, arms)
-            for each in problems:
-                report.next(subject.name, each.dataset)
-                for answers in run(pair, subject.name, arms, each, plan, report.done):
-                    report.add(answers)
-                report.split(pair, subject.name, arms, each, plan)
-            del pair
+    arms = arms_for(pair, measure.baselines, measure.blocks)
+    report.loaded(name, pair, arms)
+    for each in problems:
+        report.say(f"{name}: {each.dataset}")
+        for answers in run(pair, name, arms, each, plan, report.recording.done):
+            report.add(answers)
+        report.split(pair, name, arms, each, plan)
