@@ -89,8 +89,8 @@ def context(
     source = where.load(sampling.seed, out.quiet)
     pair = subjects[0].load(out.quiet)
     sizes = lengths(min(where.max_context, pair.max_context - measure.max_tokens))
-    problems = of_length(pair, source, sizes, where.texts, measure.think)
+    problems = [of_length(pair, source, size, where.texts, measure.think) for size in sizes]
     asked = settings(subjects, measure, sampling)
-    report = Report(Recording("context", asked, [set_entry(problems)]), out)
-    with report.running(len(problems.items) * measure.repeat):
-        measure_pair(pair, subjects[0].name, [problems], measure, measure.plan(sampling), report)
+    report = Report(Recording("context", asked, [set_entry(each) for each in problems]), out)
+    with report.running(len(sizes) * where.texts * measure.repeat):
+        measure_pair(pair, subjects[0].name, problems, measure, measure.plan(sampling), report)

@@ -133,4 +133,5 @@ def measure_pair(
         report.say(f"{name}: {each.dataset}")
         for answers in run(pair, name, arms, each, plan, report.recording.done):
             report.add(answers)
-        report.split(pair, name, arms, each, plan)
+        if report.recording.kind == "sets":
+            report.split(pair, name, arms, each, plan)

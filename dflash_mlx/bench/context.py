@@ -12,7 +12,7 @@ from .data.problems import Problem, Problems
 from .talk import prompt_behind
 
 SHORTEST = 1024
-SET = "context"
+TOKENS = " tokens"
 QUESTION = "\n\nAnswer the last complete question above."
 
 
@@ -35,27 +35,24 @@ def lengths(most: int) -> list[int]:
     return found
 
 
-def of_length(
-    pair: Pair, source: Problems, sizes: list[int], texts: int, think: bool | None
-) -> Problems:
-    """For every size, so many prompts of nearly as many tokens, the chat template included.
+def of_length(pair: Pair, source: Problems, size: int, texts: int, think: bool | None) -> Problems:
+    """So many prompts of nearly `size` tokens, the chat template included.
 
     Args:
         source: whose prompts are strung together, for each text from another one on.
     """
     room = len(prompt_behind(Conversation(pair, think=think), QUESTION))
-    items = []
-    for size in sizes:
-        for text in range(texts):
-            whole = _strung(pair, source, size - room, text)
-            items.append(Problem(id=f"{size}/{text}", turns=(whole + QUESTION,)))
+    items = tuple(
+        Problem(id=str(text), turns=(_strung(pair, source, size - room, text) + QUESTION,))
+        for text in range(texts)
+    )
     mark = hashlib.sha256(repr(items).encode()).hexdigest()[:16]
-    return Problems(SET, tuple(items), source.source, source.sample, mark)
+    return Problems(f"{size}{TOKENS}", items, source.source, source.sample, mark)
 
 
-def size_of(problem: str) -> int:
-    """The length that a prompt of this benchmark stands for."""
-    return int(problem.partition("/")[0])
+def size_of(dataset: str) -> int:
+    """The length that such a set stands for."""
+    return int(dataset.removesuffix(TOKENS))
 
 
 def _strung(pair: Pair, source: Problems, tokens: int, first: int) -> str:

@@ -10,7 +10,6 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from . import plots
-from .context import SET as CONTEXT
 from .context import size_of
 from .figures import Figures
 from .recording import Recording
@@ -27,15 +26,16 @@ def html(recording: Recording) -> str:
         source
     )
     figures = recording.figures
+    drawn = [] if recording.kind == "context" else figures
     return template.render(
         title=_title(recording),
         about=list(about(recording)),
         heads=HEADS,
         rows=[(row, cells(row)) for row in figures],
         legend=LEGEND,
-        notes=[*notes(figures), *map(split_line, recording.splits)],
-        speedups=[(_name(row), row.differs, _speedups(row)) for row in figures if row.speedups],
-        drafts=[(_name(row), *_drafts(row)) for row in figures if row.drafts],
+        notes=list(notes(figures)),
+        speedups=[(_name(row), row.differs, _speedups(row)) for row in drawn if row.speedups],
+        drafts=[(_name(row), *_drafts(row)) for row in drawn if row.drafts],
         split=_split(recording),
         parts=PARTS,
         context=list(_context(recording)),
@@ -119,17 +119,13 @@ def _split(recording: Recording) -> Markup | None:
 
 def _context(recording: Recording) -> Iterator[tuple[str, list[str], Markup]]:
     """A plot for every pair: tokens per second over the length of the prompt."""
-    series: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for answer in recording.answers:
-        if answer.dataset == CONTEXT and answer.decode_tok_s:
-            lengths = series.setdefault(answer.pair, {}).setdefault(answer.arm, {})
-            lengths.setdefault(size_of(answer.problem), []).append(answer.decode_tok_s)
+    series: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in recording.figures if recording.kind == "context" else ():
+        if row.decode_tok_s:
+            points = series.setdefault(row.pair, {}).setdefault(row.arm, [])
+            points.append((size_of(row.dataset), row.decode_tok_s.value))
     for pair, arms in series.items():
-        drawn = {
-            arm: [(size, sum(v) / len(v)) for size, v in sorted(by.items())]
-            for arm, by in arms.items()
-        }
-        yield pair, list(arms), Markup(plots.lines(drawn))
+        yield pair, list(arms), Markup(plots.lines(arms))
 
 
 def _row(values: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import ceil, log2
+from math import floor, log2, log10
 
 from .statistics import Interval
 
@@ -134,10 +134,7 @@ def _ticks(values: Sequence[float], most: float, height: float, percent: bool = 
 
 
 def _round_ticks(most: float) -> list[float]:
-    """At most five round numbers from 0 to `most`."""
-    step = 10.0 ** ceil(log2(most) / log2(10))
-    while most / step < 2:
-        step /= 2
-    if most / step < 4 and float(step / 2).is_integer() | (step <= 1):
-        step /= 2
-    return [step * i for i in range(int(most / step) + 1)]
+    """At most six round numbers from 0 to `most`."""
+    ten = 10.0 ** floor(log10(most))
+    step = next(s for s in (ten / 5, ten / 2, ten, 2 * ten) if most / s < 6)
+    return [round(step * i, 9) for i in range(int(most / step) + 1)]
