@@ -13,7 +13,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_p
 from mlx_lm.sample_utils import make_sampler
 
 from ..conversation import Conversation, Piece
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, UsageError
 from ..loading import Pair
 from ..options import Options
 from ..sampling import Sampling
@@ -86,6 +86,9 @@ class _StockTalk:
 
     def ask(self, text: str) -> Turn:
         prompt = self.prompt(text)
+        room = self._pair.max_context - len(prompt)
+        if room <= 0:  # mlx-lm itself would go on beyond what the model was made for
+            raise UsageError(f"the prompt has {len(prompt)} tokens, too many for the context")
         mx.reset_peak_memory()
         if self._options.seed is not None:
             mx.random.seed(self._options.seed)
@@ -97,7 +100,7 @@ class _StockTalk:
             self._pair.target.model,
             self._pair.tokenizer,
             prompt[cached:],
-            max_tokens=self._options.max_tokens,
+            max_tokens=min(self._options.max_tokens, room),
             sampler=self._sampler,
             prompt_cache=self._cache,
         ):
