@@ -189,9 +189,7 @@ def test_tau_is_that_of_the_raw_rounds(pair: Pair) -> None:
     prompt = talks_prompt(pair, "hello")
     raw = [r for r in rounds(pair, prompt, Options(12, block=4)) if r.drafted]
     said = Talks(pair, None).open(Arm("dflash", 4), PLAN.options()).ask("hello")
-    assert [tuple(r) for r in said.rounds] == [
-        (r.drafted, r.accepted, len(r.tokens)) for r in raw
-    ]
+    assert [tuple(r) for r in said.rounds] == [(r.drafted, r.accepted, len(r.tokens)) for r in raw]
     found = drafts([said.rounds])
     assert found is not None
     assert found.tau_pooled == sum(len(r.tokens) for r in raw) / len(raw)
