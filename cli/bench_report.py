@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SPLIT_PROMPTS = 2
 SPLIT_TOKENS = 48
+DRAWING_SHARE = 50  # times as long as the last drawing until the next
 
 
 class Report:
@@ -48,6 +50,7 @@ class Report:
         self._bar = Progress(*columns, TimeRemainingColumn(), console=self._screen.err)
         self._task = self._bar.add_task("")
         self._live: Live | None = None
+        self._next_drawing = 0.0
         self._resume()
 
     @contextmanager
@@ -67,7 +70,8 @@ class Report:
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            self._end()
+            if interrupted or self.recording.answers:
+                self._end()
         if interrupted:
             raise typer.Exit(130)
         if any(figures.differs for figures in self.recording.figures):
@@ -133,10 +137,14 @@ class Report:
 
     def _describe_machine(self) -> None:
         from dflash_mlx.bench.power import power
+        from dflash_mlx.bench.recording import check_machine
         from dflash_mlx.bench.setting import this_setting
 
-        if not self.recording.machine:
-            self.recording.machine = this_setting(small=False).as_dict()
+        machine = this_setting(small=False).as_dict()
+        if self.recording.machine:
+            check_machine(self.recording.machine, machine)
+        else:
+            self.recording.machine = machine
         state = power()
         self.recording.machine["power_begin"] = asdict(state) if state else None
 
@@ -158,24 +166,27 @@ class Report:
         return Group(table(self.recording.figures, self._screen.err.width), self._bar)
 
     def _draw(self) -> None:
-        if self._live:
+        began = time.perf_counter()
+        if self._live and began >= self._next_drawing:
             self._live.update(self._picture(), refresh=True)
+            # Intervals over many answers take their time; most of it belongs to the measurement.
+            self._next_drawing = began + DRAWING_SHARE * (time.perf_counter() - began)
 
     def say(self, text: str) -> None:
         """What is under way."""
         self._bar.update(self._task, description=text)
         self._draw()
 
-    def _write(self) -> None:
+    def _write(self, figures: bool = False) -> None:
         if self._out.record:
-            self.recording.write(self._out.record)
+            self.recording.write(self._out.record, figures)
 
     def _end(self) -> None:
         from dflash_mlx.bench.power import power
 
         state = power()
         self.recording.machine["power_end"] = asdict(state) if state else None
-        self._write()
+        self._write(figures=True)
         self._write_reports()
         for line in self._lines():
             self._screen.out.print(line, highlight=False)

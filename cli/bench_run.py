@@ -92,7 +92,8 @@ def run(
 
     Every prompt is answered in every way in turn, in one process. The answers
     are compared: a speed-up is shown only where they are the same, or differ
-    where two tokens are tied within rounding. Ctrl-C keeps what was measured.
+    where two tokens are tied within rounding; exits 1 otherwise. Ctrl-C keeps
+    what was measured.
     """
     from dflash_mlx.bench.recording import Recording, set_entry
 

@@ -13,6 +13,7 @@ from dflash_mlx.bench import run as bench_run
 from dflash_mlx.bench import setting
 from dflash_mlx.bench.recording import read_recording
 from dflash_mlx.cli import app
+from dflash_mlx.errors import PairError
 from dflash_mlx.loading import Pair
 
 from .tiny import tiny_pair
@@ -137,6 +138,15 @@ def test_other_settings_are_not_gone_on_with(run: Run, tmp_path: Path, data: Pat
     assert path.read_bytes() == before
 
 
+def test_another_machine_s_run_is_not_gone_on_with(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    assert run("--json", str(path)).exit_code == 0
+    path.write_text(path.read_text().replace('"system": "', '"system": "Other'))
+    result = run("--resume", str(path))
+    assert result.exit_code == 1
+    assert "was measured with system Other" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -253,6 +263,20 @@ def test_what_makes_no_sense_is_refused(args: tuple[str, ...], message: str) -> 
     result = invoke("run", *args)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_pair_that_does_not_load_leaves_no_file(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Pair:
+        raise PairError("no draft is known")
+
+    monkeypatch.setattr(loading, "load", refuse)
+    path = tmp_path / "run.json"
+    result = run("--json", str(path))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: no draft is known\n"
+    assert not path.exists()
 
 
 def test_an_unknown_set_is_one_line() -> None:

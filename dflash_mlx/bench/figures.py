@@ -8,7 +8,6 @@ from statistics import fmean, median
 from typing import Any
 
 from .records import Answer, Drafting, Key
-from .repetition import repetition
 from .statistics import Interval, Paired, mcnemar, median_interval, wilson
 
 
@@ -121,7 +120,7 @@ def figures(answers: Sequence[Answer], base: Sequence[Answer]) -> Figures:
     good = [answer for answer in answers if not answer.failed]
     same = _same(good)
     ratios = {} if itself else speedups(good, base)
-    looping = {answer.problem for answer in (*good, *base) if loops(answer)}
+    looping = {answer.problem for answer in (*good, *base) if answer.loops}
     differs = same is not None and same.bug > 0
     calm = [ratio for problem, ratio in ratios.items() if problem not in looping]
     return Figures(
@@ -141,7 +140,7 @@ def figures(answers: Sequence[Answer], base: Sequence[Answer]) -> Figures:
         same=same,
         accuracy=_accuracy(good),
         paired=None if itself else _paired(base, good),
-        degenerate=sum(map(loops, good)),
+        degenerate=sum(a.loops for a in good),
         cut=sum(a.cut for a in good),
         failed=len(answers) - len(good),
     )
@@ -196,11 +195,6 @@ def histogram(rounds: Sequence[Drafting]) -> tuple[int, ...]:
     """How many rounds accepted 0, 1, 2, ... tokens."""
     accepted = [round_.accepted for round_ in rounds]
     return tuple(accepted.count(n) for n in range(max(accepted, default=-1) + 1))
-
-
-def loops(answer: Answer) -> bool:
-    """Whether a turn of it repeats itself."""
-    return any(repetition(turn.ids).degenerate for turn in answer.turns)
 
 
 def _over_prompts(answers: Sequence[Answer], values: Sequence[float | None]) -> Interval | None:

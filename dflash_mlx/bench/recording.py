@@ -59,23 +59,23 @@ class Recording:
         """What the answers come to so far."""
         return all_figures(self.answers)
 
-    def as_dict(self) -> dict[str, Any]:
-        """In the form of JSON."""
+    def as_dict(self, figures: bool = True) -> dict[str, Any]:
+        """In the form of JSON; without figures, which take longer and longer, while it runs."""
         return {
             "format": FORMAT,
             "version": VERSION,
             **{name: vars(self)[name] for name in _PLAIN},
-            "figures": [figures.as_dict() for figures in self.figures],
+            "figures": [each.as_dict() for each in self.figures] if figures else [],
             "answers": [answer.as_dict() for answer in self.answers],
         }
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, figures: bool = True) -> None:
         """Write the file, whole or not at all.
 
         Raises:
             UsageError: it cannot be written.
         """
-        write_whole(path, json.dumps(self.as_dict(), ensure_ascii=False, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(self.as_dict(figures), ensure_ascii=False, allow_nan=False))
 
     def check_resumes(self, other: Recording) -> None:
         """Refuse to go on with another run's answers.
@@ -132,6 +132,20 @@ def read_recording(path: Path) -> Recording:
         return Recording(answers=answers, **{name: content[name] for name in _PLAIN})
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is a damaged benchmark's file: {error!r}") from error
+
+
+def check_machine(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run on another machine, or with other software.
+
+    Raises:
+        UsageError: they are not the same.
+    """
+    for name in ("device", "system", "versions"):
+        if old[name] != new[name]:
+            raise UsageError(
+                f"the run to resume was measured with {name} {old[name]}, this is {new[name]}; "
+                "begin a new file, and see `bench compare`"
+            )
 
 
 def set_entry(problems: Problems) -> dict[str, Any]:

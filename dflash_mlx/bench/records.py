@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
+
+from .repetition import repetition
 
 Kind = Literal["plain", "dflash", "mlx-lm", "endpoint"]
 Verdict = Literal["identical", "tie", "bug"]
@@ -144,6 +147,11 @@ class Answer:
     def cut(self) -> bool:
         """Whether the token limit ended a turn."""
         return any(turn.finish_reason == "length" for turn in self.turns)
+
+    @cached_property
+    def loops(self) -> bool:
+        """Whether a turn repeats itself."""
+        return any(repetition(turn.ids).degenerate for turn in self.turns)
 
     def as_dict(self) -> dict[str, Any]:
         """In the form of JSON."""
