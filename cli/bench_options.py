@@ -239,6 +239,9 @@ class ReportOptions:
     def __post_init__(self) -> None:
         if self.resume and self.json and self.resume != self.json:
             raise typer.BadParameter("--resume goes on writing its own file; leave out --json")
+        for path in (self.json, self.markdown, self.html):
+            if path and not path.absolute().parent.is_dir():
+                raise typer.BadParameter(f"{path} cannot be written: {path.parent} is no folder")
 
     @property
     def record(self) -> Path | None:

@@ -175,6 +175,7 @@ class Report:
     def say(self, text: str) -> None:
         """What is under way."""
         self._bar.update(self._task, description=text)
+        self._next_drawing = 0.0
         self._draw()
 
     def _write(self, figures: bool = False) -> None:
@@ -186,10 +187,10 @@ class Report:
 
         state = power()
         self.recording.machine["power_end"] = asdict(state) if state else None
-        self._write(figures=True)
-        self._write_reports()
         for line in self._lines():
             self._screen.out.print(line, highlight=False)
+        self._write(figures=True)
+        self._write_reports()
 
     def _write_reports(self) -> None:
         from dflash_mlx.bench.page import html, markdown

@@ -255,6 +255,7 @@ def test_several_drafts_are_several_pairs(run: Run, tmp_path: Path) -> None:
         (("gsm8k", "-m", "a", "-m", "b", "-m", "c", "-d", "d", "-d", "e"), "3 models and 2 drafts"),
         (("gsm8k", "-m", "a", "-m", "a"), "named twice"),
         (("gsm8k", "--json", "a", "--resume", "b"), "leave out --json"),
+        (("gsm8k", "--html", "/nowhere/a.html"), "/nowhere is no folder"),
         (("gsm8k", "--concurrency", "2"), "needs --endpoint"),
         (("gsm8k", "--endpoint", "http://x/v1"), "needs --endpoint-model"),
     ],
