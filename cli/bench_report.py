@@ -194,7 +194,7 @@ class Report:
 
     def _write_reports(self) -> None:
         from dflash_mlx.bench.page import html, markdown
-        from dflash_mlx.bench.recording import write_whole
+        from dflash_mlx.paths import write_whole
 
         for path, made in ((self._out.html, html), (self._out.markdown, markdown)):
             if path is not None:

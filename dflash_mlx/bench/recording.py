@@ -7,8 +7,6 @@ was run, or follows from the answers.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..paths import write_whole
 from .data.problems import Problems
 from .figures import Figures, all_figures
 from .records import Answer, Key
@@ -157,21 +156,6 @@ def set_entry(problems: Problems) -> dict[str, Any]:
         "problems": len(problems.items),
         "fingerprint": problems.fingerprint,
     }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            whole = Path(scratch, path.name)
-            whole.write_text(text, encoding="utf-8")
-            os.replace(whole, path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -93,22 +93,19 @@ def run(
     Raises:
         DFlashError: an option does not fit the pair.
     """
-    tasks = [(repeat, i) for repeat in range(plan.repeat) for i in range(len(problems.items))]
-    left = [
-        task
-        for task in enumerate(tasks)
-        if Key(name, problems.dataset, problems.items[task[1][1]].id, task[1][0]) not in done
+    asked = [
+        (Key(name, problems.dataset, problem.id, repeat), problem)
+        for repeat in range(plan.repeat)
+        for problem in problems.items
     ]
+    left = [(number, *each) for number, each in enumerate(asked) if each[0] not in done]
     talks = Talks(pair, plan.think)
     if left:
         warm_up(talks, arms, problems.items[0], plan)
-    for number, (repeat, index) in left:
-        problem = problems.items[index]
+    for number, key, problem in left:
         said = ask_all(talks, arms, problem, plan, number)
-        yield tuple(
-            _answer(pair, name, problems.dataset, problem, repeat, arm, said, arms[0], plan)
-            for arm in arms
-        )
+        base = said[arms[0]]
+        yield tuple(_answer(pair, plan, key, problem, arm, said[arm], base) for arm in arms)
 
 
 def warm_up(talks: Talks, arms: Sequence[Arm], problem: Problem, plan: Plan) -> None:
@@ -171,33 +168,20 @@ def _converse(talk: Talk, problem: Problem) -> Said:
 
 
 def _answer(
-    pair: Pair,
-    name: str,
-    dataset: str,
-    problem: Problem,
-    repeat: int,
-    arm: Arm,
-    said: dict[Arm, Said],
-    base: Arm,
-    plan: Plan,
+    pair: Pair, plan: Plan, key: Key, problem: Problem, arm: Arm, said: Said, base: Said
 ) -> Answer:
-    verdict = difference = None
-    if arm is not base and plan.sampling.greedy:
-        judged = judge(pair, plan.sampling, arm.block, said[base], said[arm])
-        verdict, difference = judged or (None, None)
-    turns = said[arm].turns
-    correct = None
-    if turns:
-        correct = score(dataset, problem, turns[-1].text, run_code=plan.run_code)
+    judged = correct = None
+    if said is not base and plan.sampling.greedy:
+        judged = judge(pair, plan.sampling, arm.block, base, said)
+    if said.turns:
+        correct = score(key.dataset, problem, said.turns[-1].text, run_code=plan.run_code)
+    verdict, difference = judged or (None, None)
     return Answer(
-        pair=name,
-        dataset=dataset,
-        problem=problem.id,
-        repeat=repeat,
+        *key,
         arm=arm.name,
-        turns=turns,
+        turns=said.turns,
         verdict=verdict,
         difference=difference,
         correct=correct,
-        failed=said[arm].failed,
+        failed=said.failed,
     )
