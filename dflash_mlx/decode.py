@@ -9,12 +9,14 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from .drafts.dflash import DFlashDraft
 from .kv import Scalar
 from .loading import Pair
 from .options import Options
 from .sampling import Sampling, process
 from .session import Session
 from .step import DraftStep, PlainStep, choose
+from .targets.base import Target
 from .trial import Trial
 
 log = logging.getLogger(__name__)
@@ -109,14 +111,18 @@ class DraftDecoder(Decoder):
         self._context = session.context
         self._width = options.block or pair.draft.config.block_size
         self._chunk = options.prefill_chunk
-        self._step = DraftStep(pair.target, pair.draft, options.sampling, self._width)
+        self._step = self._step_of(pair.target, pair.draft)
         self._fast = self._step
         if pair.kernels.active:
             target, draft = pair.by_kernels
             assert draft is not None
-            self._fast = DraftStep(target, draft, options.sampling, self._width)
+            self._fast = self._step_of(target, draft)
         self._trial = pair.trials.setdefault(self._step.key, Trial())
         self._verified: mx.array | None = None
+
+    def _step_of(self, target: Target, draft: DFlashDraft) -> DraftStep:
+        """A round by these networks."""
+        return DraftStep(target, draft, self.sampling, self._width)
 
     def next(self, anchor: int, room: int) -> Result:
         kernels = self.pair.kernels

@@ -88,26 +88,23 @@ class DraftStep:
             rows; the new states of target and draft.
         """
         draft_key, accept_key = mx.random.split(key)
-        if features is not None:
-            context = self.draft.extend(features, features_start, context)
-        drafted, logq, context = self._draft(anchor, start, context, history, draft_key)
+        context = self.extend(features, features_start, context)
+        drafted, logq, context = self.propose(anchor, start, context, history, draft_key)
         block = mx.concatenate([anchor, drafted])
-        hidden, verified, state = self.target.forward(block[None], start, state)
-        assert verified is not None
-        rows = _histories(history, block)
-        if logq is None:
-            best = most_probable(self.target, hidden, rows, self.sampling)
-            packed = accept_greedy(drafted, best)
-        else:
-            logits = process(self.target.logits(hidden)[0], rows, self.sampling)
-            logp = log_distribution(logits, self.sampling)
-            packed = accept_sampled(drafted, logq, logp, accept_key)
+        judged, verified, state = self.verify(block, start, state, history)
+        packed = self.accept(drafted, logq, judged, accept_key)
         return packed, verified, state, context
 
-    def _draft(
+    def extend(self, features: mx.array | None, features_start: Scalar, context: State) -> State:
+        """Add the features of what the last round kept to the draft's context."""
+        if features is None:
+            return context
+        return self.draft.extend(features, features_start, context)
+
+    def propose(
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
     ) -> tuple[mx.array, mx.array | None, State]:
-        """Tokens for the places behind the anchor and log q, as `propose`; the new context."""
+        """Tokens for the places behind the anchor and log q, as the draft's; the new context."""
         masks = mx.full(self.width - 1, self.draft.config.mask_token_id, mx.int32)
         block = self.target.embed_block(mx.concatenate([anchor, masks])[None])
         hidden, context = self.draft.forward(block, start, context)
@@ -116,6 +113,30 @@ class DraftStep:
         logits = self._logits(hidden.astype(self.target.dtype), _histories(history, anchor))
         drafted, logq = self.draft.propose(hidden[0], logits, anchor, self.sampling, key)
         return drafted, logq, context
+
+    def verify(
+        self, block: mx.array, start: Scalar, state: State, history: mx.array
+    ) -> tuple[mx.array, mx.array, State]:
+        """What the target says behind each row of the block; features of the rows; the new state.
+
+        That is its choice, int32 [width], if sampling is greedy, else log p, float32
+        [width, vocab].
+        """
+        hidden, verified, state = self.target.forward(block[None], start, state)
+        assert verified is not None
+        rows = _histories(history, block)
+        if self.sampling.greedy:
+            return most_probable(self.target, hidden, rows, self.sampling), verified, state
+        logits = process(self.target.logits(hidden)[0], rows, self.sampling)
+        return log_distribution(logits, self.sampling), verified, state
+
+    def accept(
+        self, drafted: mx.array, logq: mx.array | None, judged: mx.array, key: mx.array
+    ) -> mx.array:
+        """What of the drafted tokens is kept, and the bonus, as `accept` packs them."""
+        if logq is None:
+            return accept_greedy(drafted, judged)
+        return accept_sampled(drafted, logq, judged, key)
 
     def _logits(self, hidden: mx.array, history: mx.array | None) -> mx.array | Shortlist:
         """What the draft chooses from, behind hidden states [1, width - 1, hidden_size]."""
