@@ -171,7 +171,7 @@ def test_texts_that_differ_are_told(monkeypatch: pytest.MonkeyPatch, data: Path)
     assert result.exit_code == 1
     assert "differs" in result.stdout
     told = " ".join(result.stdout.split())
-    assert re.search(r"3 texts differ beyond ties: \d, token 3: 'x' for 'y'", told)
+    assert re.search(r"3 texts differ beyond ties: prompts/\d, token 3: 'x' for 'y'", told)
 
 
 def test_reports(run: Run, tmp_path: Path) -> None:
