@@ -169,7 +169,9 @@ def test_texts_that_differ_are_told(monkeypatch: pytest.MonkeyPatch, data: Path)
     result = running(monkeypatch, tiny_pair(), data)()
     assert result.exit_code == 1
     assert "differs" in result.stdout
-    assert "3 texts differ beyond ties: 0, token 3: 'x' for 'y'" in " ".join(result.stdout.split())
+    told = " ".join(result.stdout.split())
+    assert "3 texts differ beyond ties: " in told
+    assert "token 3: 'x' for 'y'" in told
 
 
 def test_reports(run: Run, tmp_path: Path) -> None:
