@@ -19,6 +19,7 @@ from .bench_options import (
 )
 from .bench_report import Report
 from .options import option
+from .render import Screen
 
 if TYPE_CHECKING:
     from dflash_mlx.bench.data.problems import Problems
@@ -95,16 +96,22 @@ def run(
     where two tokens are tied within rounding; exits 1 otherwise. Ctrl-C keeps
     what was measured.
     """
+    from dflash_mlx.bench.data.scoring import needs_code
     from dflash_mlx.bench.recording import Recording, set_entry
 
     if server.endpoint:
         server.check(model, measure, sampling, out)
-        problems = prompts.load(sampling.seed, out.quiet)
+    problems = prompts.load(sampling.seed, out.quiet)
+    for each in problems:
+        if needs_code(each) and not prompts.run_code:
+            Screen(quiet=out.quiet).note(
+                f"{each.dataset}: answers are programs; --run-code runs them, to score them"
+            )
+    if server.endpoint:
         measure_endpoint(server, problems, measure, sampling, prompts.run_code, out)
         return
     subjects = model.subjects()
     asked = settings(subjects, measure, sampling) | {"run_code": prompts.run_code}
-    problems = prompts.load(sampling.seed, out.quiet)
     report = Report(Recording("sets", asked, [set_entry(each) for each in problems]), out)
     plan = measure.plan(sampling, prompts.run_code)
     count = sum(len(each.items) for each in problems) * plan.repeat
