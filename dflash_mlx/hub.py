@@ -33,6 +33,7 @@ from .errors import CheckpointError, DFlashError, DownloadError, ModelNotFoundEr
 MODEL_FILES = (
     *("*.json", "model*.safetensors", "tokenizer.model"),
     *("*.tiktoken", "*.jinja", "*.txt"),
+    *("target/model*.safetensors", "draft/model*.safetensors"),  # of a pair's folder
 )
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
