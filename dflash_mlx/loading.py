@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from . import pairfile, pairs
-from .checkpoint import check_names, read_config, read_tensors
+from .checkpoint import AGAIN, check_names, read_config, read_tensors
 from .config import DraftConfig
 from .draftcheck import TEXT, check_draft
 from .drafts import draft_for
@@ -29,6 +29,8 @@ from .targets import family_of, target_for
 from .targets.base import Target
 from .trial import Trial
 
+# What mlx-lm raises for files that are not what they claim to be.
+UNREADABLE = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 BITS = (4, 8)
 
@@ -306,7 +308,7 @@ def _load_target(
     import mlx_lm
     from mlx_lm.utils import quantize_model
 
-    read_tensors(folder)  # every header is checked here; the tensors themselves stay on disk
+    check_target_files(folder, raw)
     try:
         lm, tokenizer, config = mlx_lm.load(
             str(folder),
@@ -315,7 +317,7 @@ def _load_target(
             lazy=True,
             return_config=True,
         )
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"{folder} cannot be loaded by mlx-lm: {reason}") from error
     floating = [v for v in _parameters(lm).values() if mx.issubdtype(v.dtype, mx.floating)]
@@ -328,6 +330,16 @@ def _load_target(
     mx.eval(lm.parameters())
     lm.eval()
     return lm, tokenizer
+
+
+def check_target_files(folder: Path, raw: dict[str, Any]) -> None:
+    """Check every header of a target, whose tensors stay on disk, and how many layers it claims.
+
+    Raises CheckpointError.
+    """
+    layers, count = _text(raw).get("num_hidden_layers"), len(read_tensors(folder))
+    if isinstance(layers, int) and layers > count:  # they would all be built before being missed
+        raise CheckpointError(f"{folder}: {layers} layers, but only {count} tensors; {AGAIN}")
 
 
 def cast_floating(lm: Any, dtype: mx.Dtype) -> None:

@@ -90,7 +90,14 @@ def shard(arrays: dict[str, mx.array], limit: int = SHARD_BYTES) -> dict[str, di
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
     """Everything beside config and weights that a tokenizer or a generation needs, as it is.
 
-    Never code, and nothing behind a link that leads out of where the model lies.
+    Never code, and nothing behind a link that leads out of the folder, or of its repo in the
+    hub's cache: a model from a stranger must not copy the user's files into what may be uploaded.
     """
+    inside = folder.resolve()
+    inside = inside.parents[1] if inside.parent.name == "snapshots" else inside
     found = sorted({path for pattern in TOKENIZER for path in folder.glob(pattern)})
-    return {p.name: p.read_bytes() for p in found if p.is_file() and p.name not in _NOT_COPIED}
+    return {
+        path.name: path.read_bytes()
+        for path in found
+        if path.is_file() and path.name not in _NOT_COPIED and path.resolve().is_relative_to(inside)
+    }

@@ -15,9 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..checkpoint import read_config, read_tensors
+from ..checkpoint import read_config
 from ..errors import CheckpointError, UnsupportedError, UsageError
-from ..loading import cast_floating
+from ..loading import UNREADABLE, cast_floating, check_target_files
 from ..shards import SHARD_BYTES
 from ..targets import family_of
 from .plan import Plan, Source, shard, tokenizer_files
@@ -42,7 +42,7 @@ def plan_target(source: Source, recipe: TargetRecipe, limit: int = SHARD_BYTES) 
     family_of(raw.get("model_type"), source.name)
     if recipe.quantises and raw.get("quantization"):
         raise UsageError(f"{source.name} is quantised already; leave out bits, mode and recipe")
-    read_tensors(source.path)  # every header is checked here; the tensors stay on disk
+    check_target_files(source.path, raw)
     lm, config = _load(source.path)
     cast_floating_as_stated(lm, config, recipe)
     if recipe.quantises:
@@ -75,7 +75,7 @@ def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
     try:
         with redirect_stdout(StringIO()):
             return cast(tuple[Any, dict[str, Any]], load_model(folder, lazy=True))
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"{folder} cannot be loaded by mlx-lm: {reason}") from error
 
