@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .convert_report import lines, made, planned
+from .convert_report import calibrated, lines, made, planned
 from .options import Dtype, option
 from .render import Screen
 
 if TYPE_CHECKING:
+    from dflash_mlx.convert.calibrate import Calibration
     from dflash_mlx.convert.recipe import DraftRecipe, TargetRecipe
     from dflash_mlx.convert.run import Parts, Request
 
@@ -160,6 +161,43 @@ class WeightOptions:
 
 
 @dataclass(frozen=True)
+class CalibrationOptions:
+    """Whether the draft's bits are chosen by measurement."""
+
+    calibrate: Annotated[
+        int | None,
+        option(
+            "Calibration",
+            "--calibrate",
+            help="Choose the draft's bits on this many requests that the target invents",
+            metavar="N",
+        ),
+    ] = None
+    tau_loss: Annotated[
+        float,
+        option(
+            "Calibration",
+            "--tau-loss",
+            help="Tokens per round that may be lost, in percent",
+            metavar="X",
+        ),
+    ] = 2.0
+
+    def check(self, source: SourceOptions, weights: WeightOptions) -> None:
+        """Refuse what makes no sense together."""
+        if self.calibrate is None:
+            if self.tau_loss != 2.0:
+                raise typer.BadParameter("--tau-loss needs --calibrate")
+            return
+        if self.calibrate < 1 or not 0 <= self.tau_loss < 100:
+            raise typer.BadParameter("--calibrate counts requests, --tau-loss is 0 to 100 percent")
+        if source.parts != "both":
+            raise typer.BadParameter("--calibrate needs target and draft")
+        if weights.draft_bits is not None or weights.fc_bits is not None:
+            raise typer.BadParameter("--calibrate chooses the draft's bits; leave out yours")
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """Where it goes, and what is shown."""
 
@@ -170,29 +208,80 @@ class OutputOptions:
     dry_run: Annotated[
         bool, _output("--dry-run", help="Show sizes and memory, download and write nothing")
     ] = False
+    upload: Annotated[
+        str | None,
+        _output("--upload", help="Upload it to this repo on the hub", metavar="OWNER/NAME"),
+    ] = None
     json: Annotated[bool, _output("--json", help="Print one JSON object")] = False
     quiet: Annotated[bool, _output("--quiet", "-q", help="Show no progress")] = False
 
 
-def convert(source: SourceOptions, weights: WeightOptions, output: OutputOptions) -> None:
+def convert(
+    source: SourceOptions,
+    weights: WeightOptions,
+    calibration: CalibrationOptions,
+    output: OutputOptions,
+) -> None:
     """Convert a target and its draft into a folder that loads fast and fits.
 
     The folder is a pair: dflash-mlx chat -m DIR. Weights are written one at a
     time; an interrupted run is continued by the same command, and the folder
     appears when it is whole.
     """
-    from dflash_mlx.convert.run import prepare
-
+    calibration.check(source, weights)
     request = _request(source, weights, output)
     if output.dry_run:
         _print(output, planned(request))
         return
+    if output.upload is not None:
+        from dflash_mlx.hub import check_upload
+
+        check_upload(output.upload)
+    facts = _run(request, calibration, output)
+    if output.upload is not None:
+        from dflash_mlx.hub import upload
+
+        facts["uploaded"] = upload(request.out, output.upload)
+    _print(output, facts)
+
+
+def _run(
+    request: Request, calibration: CalibrationOptions, output: OutputOptions
+) -> dict[str, Any]:
+    """Calibrate if asked to, convert, and say what was made."""
+    from dflash_mlx.convert.run import prepare
+
     screen = Screen(quiet=output.quiet)
+    chosen: dict[str, Any] = {}
+    if calibration.calibrate is not None:
+        found = _calibrated(request, calibration.calibrate, calibration.tau_loss / 100, screen)
+        request = replace(request, drafter=found.choice.chosen.recipe)
+        chosen = {"calibration": calibrated(found)}
     job = prepare(request, quiet=output.quiet)
-    facts = made(job)
+    facts = made(job) | chosen
     with _bar(screen) as report:
         job.write(report)
-    _print(output, facts)
+    return facts
+
+
+def _calibrated(request: Request, count: int, allowed: float, screen: Screen) -> Calibration:
+    from dflash_mlx.convert.calibrate import calibrate
+    from dflash_mlx.convert.recipe import DraftRecipe
+    from dflash_mlx.convert.run import sources
+
+    target, draft = sources(request, quiet=screen.quiet)
+    drafter = request.drafter
+    plain = DraftRecipe(group_size=drafter.group_size, dtype=drafter.dtype)
+    wanted = screen.err.is_terminal and not screen.quiet
+    with screen.err.status("calibrating") if wanted else nullcontext() as status:
+
+        def step(what: str) -> None:
+            if status is not None:
+                status.update(f"calibrating: {what}")
+
+        return calibrate(
+            target, draft, request.target, plain, count=count, allowed=allowed, step=step
+        )
 
 
 def _request(source: SourceOptions, weights: WeightOptions, output: OutputOptions) -> Request:

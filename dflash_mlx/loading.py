@@ -207,8 +207,11 @@ def _draft_dtype(stored: mx.Dtype, wanted: str | None) -> mx.Dtype:
 
 
 def _dtype(wanted: str | None, stored: mx.Dtype) -> mx.Dtype:
-    if wanted is not None:
-        return DTYPES[wanted]
+    return DTYPES[wanted] if wanted is not None else compute_dtype(stored)
+
+
+def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
+    """What weights of a floating type are computed in unless told otherwise."""
     # Only float32 goes through a BLAS on the CPU; everything else is many times slower.
     return stored if mx.default_device().type == mx.gpu else mx.float32
 

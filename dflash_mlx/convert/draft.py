@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from ..checkpoint import check_names, read_config, read_tensors
 from ..config import DraftConfig
 from ..drafts import draft_for
+from ..drafts.dflash import DFlashDraft
 from ..drafts.quantised import is_quantised, quantise_as_stored
 from ..errors import UsageError
 from ..shards import SHARD_BYTES
@@ -41,8 +42,50 @@ def plan_draft(
         UnsupportedError: a draft that we do not run.
         UsageError: bits for a draft that has few already.
     """
+    built = build_draft(source, recipe, target)
+    arrays = {published_name(name): array for name, array in _parameters(built.network)}
+    return Plan(
+        part="draft",
+        source=source,
+        config=_config(built, recipe),
+        shards=shard(arrays, limit),
+        recipe=recipe.as_dict(),
+        facts=_facts(built, recipe),
+    )
+
+
+class Built(NamedTuple):
+    """A draft whose weights are not computed yet.
+
+    Attributes:
+        raw: its config in z-lab's layout.
+        layout: the one it came in.
+        bits: of every layer that was quantised here.
+    """
+
+    network: DFlashDraft
+    raw: dict[str, Any]
+    layout: str
+    bits: dict[str, int]
+
+
+def build_draft(
+    source: Source,
+    recipe: DraftRecipe,
+    target: Mapping[str, Any] | None = None,
+    *,
+    embed_scale: float = 1.0,
+    vocabulary: int | None = None,
+) -> Built:
+    """Read a draft and store its weights by `recipe`; see `plan_draft` for what it raises.
+
+    Args:
+        embed_scale: what the target multiplies its embeddings by.
+        vocabulary: how many ids the tokenizer knows.
+    """
     raw, tensors, layout = _read(source, target)
-    network = draft_for(DraftConfig.from_dict(raw, f"{source.name}/config.json"))
+    config = DraftConfig.from_dict(raw, f"{source.name}/config.json")
+    network = draft_for(config.on_scaled_embeddings(embed_scale), vocabulary)
     stored = is_quantised(raw, source.name)
     if stored:
         if recipe.quantises:
@@ -50,19 +93,8 @@ def plan_draft(
         quantise_as_stored(network, raw, tensors.keys(), source.name)
     check_names(tensors, {n: a.shape for n, a in _parameters(network)}, source.name)
     network.load_weights(list(tensors.items()))
-    dtype = _dtype(recipe, tensors)
-    network.set_dtype(dtype)
-    own = {} if stored else quantise(network, recipe)
-    config = _config(raw, dtype, recipe, own)
-    arrays = {published_name(name): array for name, array in _parameters(network)}
-    return Plan(
-        part="draft",
-        source=source,
-        config=config,
-        shards=shard(arrays, limit),
-        recipe=recipe.as_dict(),
-        facts=_facts(layout, recipe, dtype),
-    )
+    network.set_dtype(_dtype(recipe, tensors))
+    return Built(network, raw, layout, {} if stored else quantise(network, recipe))
 
 
 def quantise(network: nn.Module, recipe: DraftRecipe) -> dict[str, int]:
@@ -121,12 +153,11 @@ def _dtype(recipe: DraftRecipe, tensors: Mapping[str, mx.array]) -> mx.Dtype:
     return mx.float32 if tensors["norm.weight"].dtype == mx.float32 else mx.bfloat16
 
 
-def _config(
-    raw: Mapping[str, Any], dtype: mx.Dtype, recipe: DraftRecipe, own: Mapping[str, int]
-) -> dict[str, Any]:
-    config = {name: value for name, value in raw.items() if name not in ("torch_dtype", "auto_map")}
-    config["dtype"] = _NAMES[dtype]
-    if own:
+def _config(built: Built, recipe: DraftRecipe) -> dict[str, Any]:
+    dropped = ("torch_dtype", "auto_map")
+    config = {name: value for name, value in built.raw.items() if name not in dropped}
+    config["dtype"] = _NAMES[built.network.dtype]
+    if own := built.bits:
         common = {"group_size": recipe.group_size, "mode": "affine"}
         usual = max(own.values(), key=list(own.values()).count)
         apart = {path: {**common, "bits": bits} for path, bits in own.items() if bits != usual}
@@ -135,8 +166,9 @@ def _config(
     return config
 
 
-def _facts(layout: str, recipe: DraftRecipe, dtype: mx.Dtype) -> tuple[str, ...]:
-    facts = [f"read from {layout} layout"] if layout != "z-lab" else []
+def _facts(built: Built, recipe: DraftRecipe) -> tuple[str, ...]:
+    facts = [f"read from {built.layout} layout"] if built.layout != "z-lab" else []
+    dtype = built.network.dtype
     for group in GROUPS:
         bits = recipe.bits(group)
         how = f"{bits} bits in groups of {recipe.group_size}" if bits else _NAMES[dtype]

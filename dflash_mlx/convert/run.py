@@ -107,14 +107,23 @@ def prepare(request: Request, *, quiet: bool = False) -> Job:
         source, raw = _draft_alone(request, quiet)
         return Job(request, [plan_draft(source, request.drafter, raw, request.limit)])
     target = _target(request, quiet)
-    raw = read_config(target.path)
     plans = [plan_target(target, request.target, request.limit)]
     if request.parts == "both":
+        raw = read_config(target.path)
         source = _draft(request, raw, quiet)
         plans.append(plan_draft(source, request.drafter, raw, request.limit))
         config = DraftConfig.from_dict(plans[1].config, f"{source.name}/config.json")
         check_fit(config, raw, target.name, source.name)
     return Job(request, plans)
+
+
+def sources(request: Request, *, quiet: bool = False) -> tuple[Source, Source]:
+    """The files of a target and its draft; raises as `prepare`."""
+    check_free(request.out, request.force)
+    target = _target(request, quiet)
+    raw = read_config(target.path)
+    draft = _draft(request, raw, quiet)
+    return target, draft
 
 
 def _write_model(work: Work, plan: Plan, prefix: str, progress: _Progress) -> None:

@@ -38,15 +38,7 @@ def plan_target(source: Source, recipe: TargetRecipe, limit: int = SHARD_BYTES) 
         UnsupportedError: a family that we do not run, or weights that mlx-lm does not read.
         UsageError: bits for a target that has few already.
     """
-    raw = read_config(source.path)
-    family_of(raw.get("model_type"), source.name)
-    if recipe.quantises and raw.get("quantization"):
-        raise UsageError(f"{source.name} is quantised already; leave out bits, mode and recipe")
-    check_target_files(source.path, raw)
-    lm, config = _load(source.path)
-    cast_floating_as_stated(lm, config, recipe)
-    if recipe.quantises:
-        config = _quantise(lm, config, recipe)
+    lm, config = build_target(source, recipe)
     arrays = dict(cast(list[tuple[str, mx.array]], tree_flatten(lm.parameters())))
     return Plan(
         part="target",
@@ -59,7 +51,21 @@ def plan_target(source: Source, recipe: TargetRecipe, limit: int = SHARD_BYTES) 
     )
 
 
-def cast_floating_as_stated(lm: Any, config: dict[str, Any], recipe: TargetRecipe) -> None:
+def build_target(source: Source, recipe: TargetRecipe) -> tuple[Any, dict[str, Any]]:
+    """mlx-lm's model, its weights stored by `recipe` but not computed yet, and its config."""
+    raw = read_config(source.path)
+    family_of(raw.get("model_type"), source.name)
+    if recipe.quantises and raw.get("quantization"):
+        raise UsageError(f"{source.name} is quantised already; leave out bits, mode and recipe")
+    check_target_files(source.path, raw)
+    lm, config = _load(source.path)
+    _cast_as_stated(lm, config, recipe)
+    if recipe.quantises:
+        config = _quantise(lm, config, recipe)
+    return lm, config
+
+
+def _cast_as_stated(lm: Any, config: dict[str, Any], recipe: TargetRecipe) -> None:
     """To the recipe's dtype, else to the one that the config states."""
     nested = config.get("text_config")
     text = nested if isinstance(nested, dict) else {}
