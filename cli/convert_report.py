@@ -54,10 +54,11 @@ def _row(kind: str, row: Row) -> dict[str, Any]:
 
 def _calibration_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield (
-        f"calibrated on {facts['prompts']} requests, {facts['tokens']} tokens; the target drifts by "
-        f"{facts['drift']:.4f} nats per token"
+        f"calibrated on {facts['prompts']} requests, {facts['tokens']} tokens; the target drifts "
+        f"by {facts['drift']:.4f} nats per token"
     )
-    yield f"  {'':12}{'fc':>4}{'attention':>11}{'mlp':>5}{'size':>10}{'tokens/round':>14}{'loss':>8}"
+    heads = f"{'fc':>4}{'attention':>11}{'mlp':>5}{'size':>10}{'tokens/round':>14}{'loss':>8}"
+    yield f"  {'':12}{heads}"
     for row in (*facts["rows"], facts["chosen"]):
         bits = [str(row[group] or "-") for group in ("fc", "attention", "mlp")]
         yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from dflash_mlx.drafts import draft_for
 from dflash_mlx.gguf import architectures
 from dflash_mlx.gguf.draft import CONVOLUTIONS, TOP
 
-from .reduced import CONFIGS, HIDDEN, VOCAB, language_model
+from . import reduced
+from .reduced import COMMON, VOCAB
+from .tiny import VOCAB as TALKING
 from .tiny import tokenizer
 
+# Rows of the reduced families are no whole groups of anything; these are.
+HIDDEN, MIDDLE = 64, 96
 DRAFT: dict[str, Any] = {
     "architectures": ["DFlashDraftModel"],
     "model_type": "qwen3",
@@ -70,7 +75,7 @@ def write_draft(folder: Path, raw: Mapping[str, Any] = DRAFT, dtype: Any = mx.fl
 def write(folder: Path, raw: Mapping[str, Any], tensors: dict[str, mx.array]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw))
-    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "mlx"})
     return folder
 
 
@@ -163,14 +168,39 @@ def _gguf_name(name: str) -> str:
     return f"blk.{index}.{ {ours: theirs for theirs, ours in names.items()}[stem] }.{kind}"
 
 
-def write_target(folder: Path, family: str = "llama-tied", dtype: Any = None) -> Path:
-    """A reduced model of a family, as a checkpoint has it."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIGS[family]))
-    tensors = dict(tree_flatten(language_model(family).parameters()))
-    if dtype is not None:
-        tensors = {name: a.astype(dtype) for name, a in tensors.items()}
-    mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "mlx"})
+def family_config(family: str) -> dict[str, Any]:
+    """Of a reduced family, in widths that can be quantised."""
+    return _wider(reduced.CONFIGS[family])
+
+
+def _wider(config: dict[str, Any]) -> dict[str, Any]:
+    wide = {"hidden_size": HIDDEN, "intermediate_size": MIDDLE}
+    return {
+        name: _wider(value) if name == "text_config" else wide.get(name, value)
+        for name, value in config.items()
+    }
+
+
+@cache
+def family_model(family: str) -> Any:
+    """The model of `family_config`, the same in every call."""
+    config = family_config(family)
+    model = reduced.make(config, reduced.MODULES.get(family, config["model_type"]))
+    mx.eval(model.parameters())
+    return model
+
+
+def write_target(folder: Path, family: str = "llama-tied") -> Path:
+    """A small model of a family, as a checkpoint has it."""
+    write(folder, family_config(family), dict(tree_flatten(family_model(family).parameters())))
+    tokenizer()._tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_talking_target(folder: Path) -> Path:
+    """A model with as many tokens as its tokenizer, so that it can be asked something."""
+    raw = _wider(COMMON | {"model_type": "llama", "vocab_size": TALKING})
+    write(folder, raw, dict(tree_flatten(reduced.make(raw, "llama").parameters())))
     tokenizer()._tokenizer.save_pretrained(folder)
     return folder
 

@@ -198,9 +198,14 @@ def test_every_group_has_its_own_bits(tmp_path: Path) -> None:
     assert stored == {**common, "bits": 3, "fc": {**common, "bits": 8}}
     network = read(out)
     assert (network.layers[0].mlp.down_proj.bits, network.fc.bits) == (3, 8)
-    # Rows of 48 are no whole groups of 32; attention was to be left alone.
-    assert not hasattr(network.layers[0].mlp.up_proj, "bits")
     assert not hasattr(network.layers[0].self_attn.o_proj, "bits")
+
+
+def test_bits_that_fit_no_layer_are_refused(tmp_path: Path) -> None:
+    source = cases.write_draft(tmp_path / "draft", cases.DRAFT | {"num_hidden_layers": 2})
+    recipe = {"attention": 4, "mlp": 4, "group_size": 128}
+    with pytest.raises(UsageError, match="no layer has rows of whole groups of 128"):
+        cases.convert(source, tmp_path / "out", parts="draft", drafter=recipe)
 
 
 def test_what_dflash_2_adds_is_never_quantised(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..shards import SHARD_BYTES
 from .dialects import normalise, rename
 from .plan import Plan, Source, shard
-from .recipe import GROUPS, DraftRecipe
+from .recipe import GROUPS, DraftRecipe, no_layer_fits
 
 _NAMES = {mx.float32: "float32", mx.bfloat16: "bfloat16"}
 
@@ -100,7 +100,7 @@ def build_draft(
 def quantise(network: nn.Module, recipe: DraftRecipe) -> dict[str, int]:
     """Quantise the layers that `recipe` names; the bits of every layer that got some.
 
-    A layer whose rows are no whole groups stays as it is.
+    A layer whose rows are no whole groups stays as it is. Raises UsageError if all of them do.
     """
     chosen: dict[str, int] = {}
 
@@ -112,6 +112,8 @@ def quantise(network: nn.Module, recipe: DraftRecipe) -> dict[str, int]:
         return {"group_size": recipe.group_size, "bits": bits, "mode": "affine"}
 
     nn.quantize(network, class_predicate=choose)
+    if recipe.quantises and not chosen:
+        raise no_layer_fits(recipe.group_size)
     return chosen
 
 

@@ -132,6 +132,13 @@ class DraftRecipe:
         return {name: value for name, value in stated.items() if value is not None}
 
 
+def no_layer_fits(group_size: int) -> UsageError:
+    """The error for bits that would change nothing."""
+    return UsageError(
+        f"no layer has rows of whole groups of {group_size}; use a smaller group size, or no bits"
+    )
+
+
 def _check(what: str, value: object, allowed: tuple[object, ...]) -> None:
     if value is not None and value not in allowed:
         expected = ", ".join(map(str, sorted(allowed, key=str)))

@@ -21,7 +21,7 @@ from ..loading import UNREADABLE, cast_floating, check_target_files
 from ..shards import SHARD_BYTES
 from ..targets import family_of
 from .plan import Plan, Source, shard, tokenizer_files
-from .recipe import TargetRecipe
+from .recipe import TargetRecipe, no_layer_fits
 
 GROUP_SIZE = 64  # of mlx-lm's mixtures
 
@@ -106,6 +106,8 @@ def _quantise(lm: nn.Module, config: dict[str, Any], recipe: TargetRecipe) -> di
             )
     except ValueError as error:
         raise UnsupportedError(f"mlx-lm cannot quantise this target so: {error}") from error
+    if not any("scales" in module for module in lm.modules()):
+        raise no_layer_fits(recipe.group_size or config["quantization"]["group_size"])
     return config
 
 

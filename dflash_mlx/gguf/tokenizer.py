@@ -91,7 +91,7 @@ def _tokenizer(gguf: Header, tokens: list[str], bos: int | None) -> dict[str, An
             "vocab": {t: i for i, t in enumerate(tokens) if kinds[i] != _UNUSED},
             "merges": gguf.need("tokenizer.ggml.merges", list),
             "fuse_unk": False,
-            "ignore_merges": split == "llama-bpe",
+            **({"ignore_merges": True} if split == "llama-bpe" else {}),
         },
     }
 
