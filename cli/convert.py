@@ -71,8 +71,12 @@ def _run(
         chosen = {"calibration": calibrated(found)}
     job = prepare(request, quiet=output.quiet)
     facts = made(job) | chosen
-    with _bar(screen) as report:
-        job.write(report)
+    try:
+        with _bar(screen) as report:
+            job.write(report)
+    except KeyboardInterrupt:
+        screen.note("interrupted; the same command goes on from here")
+        raise
     return facts
 
 

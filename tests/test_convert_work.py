@@ -14,7 +14,7 @@ import pytest
 
 from dflash_mlx import shards
 from dflash_mlx.convert.run import Request, prepare
-from dflash_mlx.errors import DFlashError, UsageError
+from dflash_mlx.errors import CheckpointError, DFlashError, UsageError
 from dflash_mlx.loading import load
 
 from . import convert_cases as cases
@@ -185,6 +185,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written: "):
         convert(source, tmp_path / "file" / "out")
+
+
+def test_a_source_that_is_cut_while_it_is_read(tmp_path: Path, source: tuple[Path, Path]) -> None:
+    request = Request(str(source[0]), tmp_path / "out", str(source[1]))
+    job = prepare(request)
+    (source[0] / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="the source could not be read"):
+        job.write(lambda *_: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_progress_ends_at_the_total(tmp_path: Path, source: tuple[Path, Path], cut: Any) -> None:

@@ -18,7 +18,6 @@ import mlx.core as mx
 from ..config import DFLASH_1
 from ..errors import CheckpointError, UnsupportedError
 
-Tensors = Mapping[str, mx.array]
 # What speculators copies from the target into a draft's file. Ours takes them from the target.
 _TARGETS_OWN = (
     *("embed_tokens.weight", "lm_head.weight", "verifier_norm.weight"),
@@ -49,7 +48,7 @@ def dialect_of(raw: Mapping[str, Any]) -> Dialect:
     return next(dialect for dialect in DIALECTS if dialect.matches(raw))
 
 
-def normalise(raw: Mapping[str, Any], tensors: Tensors, source: str) -> tuple[dict[str, Any], str]:
+def normalise(raw: Mapping[str, Any], source: str) -> tuple[dict[str, Any], str]:
     """A draft's config in z-lab's layout, and the name of the layout it came in.
 
     Raises:
@@ -57,12 +56,12 @@ def normalise(raw: Mapping[str, Any], tensors: Tensors, source: str) -> tuple[di
         UnsupportedError: the draft is of a kind that does not exist in z-lab's layout.
     """
     dialect = dialect_of(raw)
-    if dialect.name == "speculators" and tensors.keys() & {"t2d", "d2t"}:
-        _check_vocabulary(raw, source)
     return dialect.config(raw, source), dialect.name
 
 
-def rename(tensors: Tensors, raw: Mapping[str, Any], source: str) -> dict[str, mx.array]:
+def rename(
+    tensors: Mapping[str, mx.array], raw: Mapping[str, Any], source: str
+) -> dict[str, mx.array]:
     """The draft's tensors under z-lab's names.
 
     Raises:

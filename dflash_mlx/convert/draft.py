@@ -127,7 +127,7 @@ def _read(
 ) -> tuple[dict[str, Any], dict[str, mx.array], str]:
     """Config and tensors in z-lab's layout, and the name of the layout they came in."""
     found, stored = read_config(source.path), read_tensors(source.path)
-    raw, layout = normalise(found, stored, source.name)
+    raw, layout = normalise(found, source.name)
     tensors = rename(stored, found, source.name)
     raw = _completed(raw, target)
     return raw, {_ours(name): tensor for name, tensor in tensors.items()}, layout

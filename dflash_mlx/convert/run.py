@@ -16,7 +16,7 @@ import mlx.core as mx
 from .. import pairfile
 from ..checkpoint import read_config
 from ..config import DraftConfig
-from ..errors import DFlashError, UsageError
+from ..errors import CheckpointError, DFlashError, UsageError
 from ..gguf import convert_gguf, is_draft
 from ..hub import fetch, is_repo_id
 from ..loading import check_fit, find_draft, find_target
@@ -81,7 +81,10 @@ class Job:
         request = self.request
         key = {plan.part: plan.key() for plan in self.plans}
         with open_work(request.out, key, self.size, force=request.force) as work:
-            self._write_all(work, _Progress(report, self.size))
+            try:
+                self._write_all(work, _Progress(report, self.size))
+            except RuntimeError as error:  # MLX's, as a file was changed behind our back
+                raise CheckpointError(f"the source could not be read: {error}") from error
             work.finish()
         shutil.rmtree(_staging(request.out), ignore_errors=True)
 
@@ -187,13 +190,14 @@ def _draft_alone(request: Request, quiet: bool) -> tuple[Source, dict[str, Any] 
     path = Path(request.model).expanduser()
     if request.draft is None and path.suffix == ".gguf":
         return Source(request.model, _from_gguf(path, request.out, None)), None
-    if request.draft is None and _is_draft_folder(path):
+    if request.draft is None and is_draft_folder(path):
         return Source(request.model, path), None
     raw = _target_config(request, quiet)
     return _draft(request, raw, quiet), raw
 
 
-def _is_draft_folder(path: Path) -> bool:
+def is_draft_folder(path: Path) -> bool:
+    """Whether a folder holds a draft, by its config."""
     if not (path / "config.json").is_file():
         return False
     raw = read_config(path)

@@ -20,7 +20,7 @@ from ..paths import cache_root
 from .draft import plan_draft
 from .plan import Plan, Source
 from .recipe import DraftRecipe, TargetRecipe
-from .run import Request
+from .run import Request, is_draft_folder
 from .target import plan_target
 
 CONTEXT = 4096  # tokens that memory is counted for
@@ -55,7 +55,8 @@ def estimate(request: Request, machine: Machine) -> Sizes:
         else:
             guessed["target"] = _target_bytes(request, known)
     if request.parts != "target":
-        name = request.draft or (known.draft if known else request.model)
+        itself = request.parts == "draft" and is_draft_folder(Path(request.model).expanduser())
+        name = request.draft or (known.draft if known and not itself else request.model)
         folder = _draft_here(name, known)
         if folder is not None:
             plans.append(plan_draft(Source(name, folder), request.drafter, raw))

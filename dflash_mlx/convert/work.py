@@ -60,10 +60,11 @@ class Work:
         self._note()
 
     def text(self, name: str, content: bytes) -> None:
-        """Write a small file, anew in every run."""
+        """Write a small file, unless it is there."""
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
+        if not path.is_file() or path.read_bytes() != content:
+            _write(path, content)
 
     def finish(self) -> None:
         """Let the finished folder take its place."""
