@@ -224,7 +224,7 @@ def test_killed_twenty_times_at_random(tmp_path: Path, source: tuple[Path, Path]
     context.set_forkserver_preload([__name__, "mlx_lm.utils", "dflash_mlx.convert.run"])
     chance = random.Random(4)
     kills = halfway = 0
-    longest = 0.5
+    longest = 0.5  # seconds until a kill; follows what a conversion takes here and now
     while kills < 20:
         ready = context.Event()
         process = context.Process(target=_convert_in_a_process, args=(ready, source, out))
@@ -236,17 +236,18 @@ def test_killed_twenty_times_at_random(tmp_path: Path, source: tuple[Path, Path]
             process.kill()
             process.join()
             kills += 1
-        elif process.exitcode == 0:
-            longest = time.perf_counter() - began  # aim at where it still works
+        else:
+            assert process.exitcode == 0
+            longest = time.perf_counter() - began
+        if out.exists():  # finished, or killed behind the last rename
             assert hashes(out) == wanted
             shutil.rmtree(out)
-        if out.exists():  # the kill came behind the last rename
-            assert hashes(out) == wanted
-            shutil.rmtree(out)
-        halfway += bool(list(work_of(out).rglob("*.safetensors")))
+        begun = bool(list(work_of(out).rglob("*.safetensors")))
+        halfway += begun
+        longest *= 1 if begun else 1.1
         for folder in (work_of(out) / "out", *work_of(out).glob("out/*")):
             _is_whole_or_refused(folder, wanted)
-    assert halfway > 5  # kills that left shards to go on from
+    assert halfway > 3  # kills that left shards to go on from
     convert(source, out)
     assert hashes(out) == wanted
     assert [p.name for p in out.parent.iterdir()] == ["out"]

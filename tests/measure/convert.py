@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--timed", type=int, default=2)
+    parser.add_argument("--timed", type=int, default=2, help="prompts for the ratio, 0 for none")
     parser.add_argument("--timed-tokens", type=int, default=16)
     parser.add_argument("--bits", default="16,8,4", help="of the target")
     args = parser.parse_args()
@@ -91,9 +91,10 @@ def main() -> None:
                 request = Request("smollm2-135m", out, target=recipe, drafter=how)
                 job = prepare(request, quiet=True)
                 row |= {f"{p.part}_mib": round(p.size / 2**20, 1) for p in job.plans}
-                job.write(lambda *_: None)
-                stored = load(str(out), quiet=True, check=False)
-                row["ratio"] = ratio(stored, prompts[: args.timed], args.timed_tokens)
+                if args.timed:
+                    job.write(lambda *_: None)
+                    stored = load(str(out), quiet=True, check=False)
+                    row["ratio"] = ratio(stored, prompts[: args.timed], args.timed_tokens)
             print(json.dumps(row), flush=True)
 
 
