@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
-from dflash_mlx import paths, wheels
+from dflash_mlx import paths, shards, wheels
 from dflash_mlx.checkpoint import read_config, read_tensors
 from dflash_mlx.embedded import Pin, embedded_draft, embedded_target, prepare
 from dflash_mlx.errors import CheckpointError, DownloadError
@@ -137,7 +137,7 @@ def test_an_interrupted_conversion_leaves_nothing(index, root, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(mx, "save_safetensors", interrupted)
+        patch.setattr(shards, "write", interrupted)
         prepare(index.pin, root, quiet=True, options=index.options)
     assert left(root) == ["tiny-v1.lock"]
     assert prepare(index.pin, root, quiet=True, options=index.options).is_dir()

@@ -23,8 +23,9 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = (
     "errors fields rope implemented trial config",
     "sampling accept stats width kv recurrent paths blas checkpoint options footprint machine",
+    "shards",
     "kernels",
-    "drafts targets pairs hub gguf catalog downloads wheels",
+    "drafts targets pairs hub gguf catalog downloads wheels pairfile",
     "embedded draftcheck",
     "loading listing",
     "session step text decode generation",
@@ -37,6 +38,7 @@ OUTSIDE_LAYERS = {"", "metal"}  # "" is dflash_mlx/__init__.py: the public names
 
 MAY_IMPORT_MLX_LM = {
     "bench",
+    "convert",
     "targets",
     "drafts",
     "loading",
