@@ -12,6 +12,8 @@ from dflash_mlx.errors import DFlashError
 from .bench import bench
 from .chat import EXAMPLES as CHAT_EXAMPLES
 from .chat import chat
+from .convert import EXAMPLES as CONVERT_EXAMPLES
+from .convert import convert
 from .doctor import EXAMPLES as DOCTOR_EXAMPLES
 from .doctor import doctor
 from .models import EXAMPLES as MODELS_EXAMPLES
@@ -67,4 +69,5 @@ app.command(epilog=CHAT_EXAMPLES)(flags(chat))
 app.command(epilog=MODELS_EXAMPLES)(models)
 app.command(epilog=DOCTOR_EXAMPLES)(flags(doctor))
 app.command(epilog=VERIFY_EXAMPLES)(flags(verify))
+app.command(epilog=CONVERT_EXAMPLES)(flags(convert))
 app.add_typer(bench)

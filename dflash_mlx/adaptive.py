@@ -10,9 +10,11 @@ import mlx.core as mx
 
 from .ahead import SCALE, Ahead, AheadStep, Block
 from .decode import DraftDecoder, PlainDecoder, Result, read
+from .drafts.dflash import DFlashDraft
 from .loading import Pair
 from .options import Options
 from .session import Session
+from .targets.base import Target
 
 
 class Chooser(Protocol):
@@ -91,8 +93,11 @@ class AdaptiveDecoder(DraftDecoder):
         return result
 
     def _use(self, width: int) -> None:
-        sampling = self.sampling
-        self._arm(lambda target, draft: AheadStep(target, draft, sampling, width))
+        self._width = width
+        self._arm()
+
+    def _step_of(self, target: Target, draft: DFlashDraft) -> AheadStep:
+        return AheadStep(target, draft, self.sampling, self._width)
 
     def _timed(self, width: int, run: Callable[[], Result]) -> Result:
         context, made = self.session.cache.length, len(self.pair.steps)

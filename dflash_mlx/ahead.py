@@ -95,12 +95,11 @@ class AheadStep:
         if block is not None and state is not None:
             drafted, logq = block.drafted[: self.width - 1], block.logq
             logq = None if logq is None else logq[: self.width - 1]
-            coins = mx.random.split(key)[1]
-            done, features, state = whole.verify(
-                anchor, drafted, logq, start, state, history, coins
-            )
+            verified = mx.concatenate([anchor, drafted])
+            judged, features, state = whole.verify(verified, start, state, history)
+            done = whole.accept(drafted, logq, judged, mx.random.split(key)[1])
             # Rejected rows trail; the block drafted next is at least as wide and overwrites them.
-            context = self.draft.extend(features, start, context)
+            context = whole.extend(features, start, context)
             kept, tokens = done[0] + 1, done[1:]
             history = mx.concatenate([history, anchor, tokens])[kept + mx.arange(history.size)]
             anchor, start = tokens[kept - 1][None], start + kept

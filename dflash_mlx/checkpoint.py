@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import mlx.core as mx
 
@@ -43,7 +43,7 @@ def read_config(folder: Path) -> dict[str, object]:
     UnsupportedError if it names a `model_file`, which asks for its own Python to be run.
     `auto_map` asks for the same of other programs and is ignored: nothing here imports it.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "model_file" in config:
         raise UnsupportedError(
             f"{folder / 'config.json'} asks to run its own code (model_file: "
@@ -67,8 +67,15 @@ def read_tensors(folder: Path) -> dict[str, mx.array]:
     raise _no_weights(folder)
 
 
+class Shaped(Protocol):
+    """An array, or what becomes one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
 def check_names(
-    tensors: Mapping[str, mx.array], expected: Mapping[str, tuple[int, ...]], source: str
+    tensors: Mapping[str, Shaped], expected: Mapping[str, tuple[int, ...]], source: str
 ) -> None:
     """Refuse unknown, missing or wrongly shaped tensors with a CheckpointError that names them.
 
@@ -93,7 +100,7 @@ def shard_names(folder: Path) -> dict[str, str]:
     Raises CheckpointError if it is malformed or names a file outside the folder.
     """
     path = folder / INDEX
-    shards = _read_json(path).get("weight_map")
+    shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"{path}: no weight_map; {AGAIN}")
     for name in shards.values():
@@ -173,7 +180,8 @@ def _entry(path: Path, name: str, value: object) -> _Entry:
     return _Entry(begin, end, name)
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object; raises CheckpointError for anything else."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

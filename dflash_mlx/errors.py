@@ -3,7 +3,8 @@
     DFlashError
       UsageError          an option, a prompt or a request that cannot be served
       ModelNotFoundError  a name that leads to no model: no folder, no hub id, no short name
-      DownloadError       the hub or the package registry could not be reached, or broke off
+      DownloadError       the hub or the package registry could not be reached, or broke off, as
+                          also when uploading
       CheckpointError     files that are damaged, incomplete or not what they claim to be
       UnsupportedError    a model, draft or feature that exists but that we do not run
       PairError           a target and a draft that do not belong together

@@ -37,11 +37,13 @@ class Fields:
             raise CheckpointError(f"{self.source}: the field {name!r} is missing")
         return self.get(name, kind, None)
 
-    def positive(self, name: str) -> int:
-        """The field, an int of at least 1."""
+    def positive(self, name: str, most: int = 2**24) -> int:
+        """The field, an int from 1 to `most`: arrays and lists are made by it."""
         value: int = self.need(name, int)
         if value < 1:
             raise self.wrong(name, value, "a positive int")
+        if value > most:
+            raise self.wrong(name, value, f"at most {most}")
         return value
 
     def number(self, name: str) -> float:

@@ -1,4 +1,4 @@
-"""Model folders from the Hugging Face hub.
+"""Model folders and single files of data sets from the Hugging Face hub, and folders to it.
 
 The hub's own client does the work: its cache, its variables (HF_HOME, HF_ENDPOINT,
 HF_HUB_OFFLINE, HF_TOKEN), its progress bars on stderr. A connection that drops is taken up again
@@ -8,36 +8,46 @@ Left to do here: choose the files, and turn whatever goes wrong into one clear l
 
 import errno
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 # The base of every transport error, of httpx or (hub client 2) httpx2.
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
-from huggingface_hub.utils import tqdm, validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # isort: skip
+    get_session,
+    tqdm,
+    validate_repo_id,
+)
 
 from .checkpoint import INDEX, shard_names
-from .errors import CheckpointError, DFlashError, DownloadError, ModelNotFoundError
+from .errors import CheckpointError, DFlashError, DownloadError, ModelNotFoundError, UsageError
 
 MODEL_FILES = (
     *("*.json", "model*.safetensors", "tokenizer.model"),
     *("*.tiktoken", "*.jinja", "*.txt"),
+    *("target/model*.safetensors", "draft/model*.safetensors"),  # of a pair's folder
 )
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 AGAIN = "run the command again, complete files are kept"
+REACHABLE = 5.0  # seconds that the hub has to answer at all
 
 
 class _NoBar(tqdm):
@@ -79,6 +89,94 @@ def fetch(
         raise _explain(error, repo, revision) from error
     _check_shards(Path(folder), repo, patterns)
     return Path(folder)
+
+
+def fetch_data(
+    repo: str,
+    file: str,
+    *,
+    revision: str,
+    quiet: bool = False,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> Path:
+    """Download one file of the data set `owner/name` at a commit, and return where it lies.
+
+    A file that is cached needs no network; where the hub does not answer, this fails in seconds.
+
+    Raises ModelNotFoundError for an unknown data set or revision, CheckpointError if it has no
+    such file, DownloadError for a gated one, no network, a broken connection or a full disk.
+    """
+    get = partial(
+        hf_hub_download,
+        repo,
+        file,
+        repo_type="dataset",
+        revision=revision,
+        endpoint=endpoint,
+        cache_dir=cache,
+        tqdm_class=_NoBar if quiet else None,
+    )
+    with suppress(LocalEntryNotFoundError):
+        return Path(get(local_files_only=True))
+    try:
+        _reach(repo, endpoint or constants.ENDPOINT)
+        return Path(get())
+    except RemoteEntryNotFoundError as error:
+        raise CheckpointError(f"{repo} has no file {file} at revision {revision[:12]}") from error
+    except (HTTPError, HFValidationError, OSError, RuntimeError) as error:
+        raise _explain(error, repo, revision) from error
+
+
+def _reach(repo: str, endpoint: str) -> None:
+    """Refuse at once where nothing answers: the client itself would try for half a minute."""
+    try:
+        status = get_session().head(endpoint, timeout=REACHABLE).status_code
+    except HTTPError as error:
+        raise DownloadError(f"{repo}: {endpoint} cannot be reached; check the network") from error
+    if status >= 500:
+        raise DownloadError(f"{repo}: {endpoint} answered HTTP {status}; {AGAIN}")
+
+
+def check_upload(repo: str, *, endpoint: str | None = None) -> None:
+    """Find out, before hours of work, whether anything could be uploaded.
+
+    Raises UsageError if `repo` is no `owner/name`, DownloadError without a login or a network.
+    """
+    if not is_repo_id(repo):
+        raise UsageError(f"{repo!r} is not a hub id; expected owner/name")
+    try:
+        HfApi(endpoint=endpoint).whoami()
+    except LocalTokenNotFoundError:
+        raise DownloadError(f"nothing can be uploaded without a login; {LOGIN}") from None
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise _explain_upload(error, repo) from error
+
+
+def upload(folder: Path, repo: str, *, endpoint: str | None = None) -> str:
+    """Upload a folder to `owner/name`, made if it is not there, and return the commit's address.
+
+    Files that lie there already and have not changed are not sent again.
+
+    Raises DownloadError if the hub refuses, cannot be reached or breaks off.
+    """
+    api = HfApi(endpoint=endpoint)
+    try:
+        api.create_repo(repo, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message=f"{folder.name}, by dflash-mlx convert"
+        )
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise _explain_upload(error, repo) from error
+    return str(done.commit_url)
+
+
+def _explain_upload(error: Exception, repo: str) -> DownloadError:
+    again = "the folder is whole; once that is mended, `hf upload` sends it"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return DownloadError(f"{repo}: the hub lets you not write there; {LOGIN}")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DownloadError(f"{repo}: not uploaded ({reason}); {again}")
 
 
 def is_repo_id(name: str) -> bool:

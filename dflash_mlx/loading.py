@@ -14,8 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from . import pairs
-from .checkpoint import check_names, read_config, read_tensors
+from . import pairfile, pairs
+from .checkpoint import AGAIN, check_names, read_config, read_tensors
 from .config import DraftConfig
 from .costs import Corrected
 from .draftcheck import TEXT, check_draft
@@ -31,6 +31,8 @@ from .targets.base import Target
 from .trial import Trial
 from .width import Calibration
 
+# What mlx-lm raises for files that are not what they claim to be.
+UNREADABLE = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 BITS = (4, 8)
 
@@ -100,7 +102,8 @@ def load(
     """Load a target and its draft.
 
     Args:
-        model: a short name (`smollm2-135m`, `Qwen3-4B`), a hub id or a local folder.
+        model: a short name (`smollm2-135m`, `Qwen3-4B`), a hub id or a local folder; a folder or
+            repo with a pair.json holds its draft, too.
         draft: a hub id or a local folder; by default the draft that is known for the target.
         speculate: False loads no draft.
         bits: quantise the target to 4 or 8 bits while loading.
@@ -121,14 +124,22 @@ def load(
     _check_options(bits, draft_bits, dtype)
     chosen = Kernels(kernels)
     known = pairs.find(model)
-    target_folder = _target_folder(model, known, revision, quiet)
+    target_folder = find_target(model, revision, quiet)
+    pair = pairfile.find(target_folder)
+    if pair is not None:
+        pair.check()
+        target_folder = pair.target
     raw = read_config(target_folder)
     family_of(raw.get("model_type"), model)
-    found = _find_draft(model, draft, known, draft_revision, quiet) if speculate else None
+    found = None
+    if speculate and pair is not None and draft is None:
+        found = pair.draft, f"{model}/{pairfile.DRAFT}"
+    elif speculate:
+        found = find_draft(model, draft, draft_revision, quiet)
     config = None
     if found is not None:
         config = DraftConfig.from_dict(read_config(found[0]), f"{found[1]}/config.json")
-        _check_fit(config, raw, model, found[1])
+        check_fit(config, raw, model, found[1])
     lm, tokenizer = _load_target(target_folder, raw, bits, dtype)
     target = target_for(lm, config.taps if config else ())
     network = None
@@ -202,8 +213,11 @@ def _draft_dtype(stored: mx.Dtype, wanted: str | None) -> mx.Dtype:
 
 
 def _dtype(wanted: str | None, stored: mx.Dtype) -> mx.Dtype:
-    if wanted is not None:
-        return DTYPES[wanted]
+    return DTYPES[wanted] if wanted is not None else compute_dtype(stored)
+
+
+def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
+    """What weights of a floating type are computed in unless told otherwise."""
     # Only float32 goes through a BLAS on the CPU; everything else is many times slower.
     return stored if mx.default_device().type == mx.gpu else mx.float32
 
@@ -220,9 +234,13 @@ def _check_options(bits: int | None, draft_bits: int | None, dtype: str | None) 
         raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
 
 
-def _target_folder(
-    model: str, known: pairs.Known | None, revision: str | None, quiet: bool
-) -> Path:
+def find_target(model: str, revision: str | None, quiet: bool) -> Path:
+    """The folder of a target, fetched if it is not there.
+
+    Raises ModelNotFoundError for a name that leads nowhere, UnsupportedError for a known family
+    that cannot be run, DownloadError if it cannot be had.
+    """
+    known = pairs.find(model)
     if model and Path(model).expanduser().is_dir():
         return Path(model).expanduser()
     if known is not None and model.lower() == known.name.lower():
@@ -243,10 +261,14 @@ def _fetch(repo: str, known: pairs.Known | None, revision: str | None, quiet: bo
     return fetch(repo, revision=revision, quiet=quiet)
 
 
-def _find_draft(
-    model: str, draft: str | None, known: pairs.Known | None, revision: str | None, quiet: bool
+def find_draft(
+    model: str, draft: str | None, revision: str | None, quiet: bool
 ) -> tuple[Path, str]:
-    """Folder and name of the draft."""
+    """Folder and name of a draft, fetched if it is not there: the one named, or the target's.
+
+    Raises as `find_target`, and PairError if no draft is known for the target.
+    """
+    known = pairs.find(model)
     if draft is not None:
         if draft and Path(draft).expanduser().is_dir():
             return Path(draft).expanduser(), draft
@@ -269,7 +291,7 @@ def _text(raw: dict[str, Any]) -> dict[str, Any]:
     return nested if isinstance(nested, dict) else raw
 
 
-def _check_fit(config: DraftConfig, raw: dict[str, Any], model: str, draft: str) -> None:
+def check_fit(config: DraftConfig, raw: dict[str, Any], model: str, draft: str) -> None:
     """Refuse a draft that was made for another target, before anything is loaded."""
     text = _text(raw)
     layers = text.get("num_hidden_layers", 0)
@@ -295,7 +317,7 @@ def _load_target(
     import mlx_lm
     from mlx_lm.utils import quantize_model
 
-    read_tensors(folder)  # every header is checked here; the tensors themselves stay on disk
+    check_target_files(folder, raw)
     try:
         lm, tokenizer, config = mlx_lm.load(
             str(folder),
@@ -304,7 +326,7 @@ def _load_target(
             lazy=True,
             return_config=True,
         )
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"{folder} cannot be loaded by mlx-lm: {reason}") from error
     floating = [v for v in _parameters(lm).values() if mx.issubdtype(v.dtype, mx.floating)]
@@ -317,6 +339,16 @@ def _load_target(
     mx.eval(lm.parameters())
     lm.eval()
     return lm, tokenizer
+
+
+def check_target_files(folder: Path, raw: dict[str, Any]) -> None:
+    """Check every header of a target, whose tensors stay on disk, and how many layers it claims.
+
+    Raises CheckpointError.
+    """
+    layers, count = _text(raw).get("num_hidden_layers"), len(read_tensors(folder))
+    if isinstance(layers, int) and layers > count:  # they would all be built before being missed
+        raise CheckpointError(f"{folder}: {layers} layers, but only {count} tensors; {AGAIN}")
 
 
 def cast_floating(lm: Any, dtype: mx.Dtype) -> None:

@@ -1,4 +1,4 @@
-"""Where this package keeps files of its own, and how a folder gets there whole."""
+"""Where this package keeps files of its own, and how files and folders get there whole."""
 
 import os
 import shutil
@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import UsageError
 
 
 def cache_root() -> Path:
@@ -39,3 +41,18 @@ def whole_folder(final: Path) -> Iterator[Path]:
         folder.rename(final)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+            whole = Path(scratch, path.name)
+            whole.write_text(text, encoding="utf-8")
+            os.replace(whole, path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -92,40 +92,18 @@ class DraftStep:
             rows; the new states of target and draft.
         """
         draft_key, accept_key = mx.random.split(key)
-        if features is not None:
-            context = self.draft.extend(features, features_start, context)
+        context = self.extend(features, features_start, context)
         (drafted, logq, _), context = self.propose(anchor, start, context, history, draft_key)
-        packed, verified, state = self.verify(
-            anchor, drafted, logq, start, state, history, accept_key
-        )
+        block = mx.concatenate([anchor, drafted])
+        judged, verified, state = self.verify(block, start, state, history)
+        packed = self.accept(drafted, logq, judged, accept_key)
         return packed, verified, state, context
 
-    def verify(
-        self,
-        anchor: mx.array,
-        drafted: mx.array,
-        logq: mx.array | None,
-        start: Scalar,
-        state: State,
-        history: mx.array,
-        key: mx.array,
-    ) -> tuple[mx.array, mx.array, State]:
-        """Run the target over the anchor and the drafted tokens; keep what it agrees with.
-
-        Returns:
-            as `__call__`, without the draft's state.
-        """
-        block = mx.concatenate([anchor, drafted])
-        hidden, verified, state = self.target.forward(block[None], start, state)
-        assert verified is not None
-        rows = _histories(history, block)
-        if self.sampling.greedy:
-            best = most_probable(self.target, hidden, rows, self.sampling)
-            return accept_greedy(drafted, best), verified, state
-        assert logq is not None
-        logits = process(self.target.logits(hidden)[0], rows, self.sampling)
-        logp = log_distribution(logits, self.sampling)
-        return accept_sampled(drafted, logq, logp, key), verified, state
+    def extend(self, features: mx.array | None, features_start: Scalar, context: State) -> State:
+        """Add the features of what the last round kept to the draft's context."""
+        if features is None:
+            return context
+        return self.draft.extend(features, features_start, context)
 
     def propose(
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
@@ -138,6 +116,31 @@ class DraftStep:
         # The draft does not know its own block while it draws it, only what stands before.
         logits = self._logits(hidden.astype(self.target.dtype), _histories(history, anchor))
         return self.draft.propose(hidden[0], logits, anchor, self.sampling, key), context
+
+    def verify(
+        self, block: mx.array, start: Scalar, state: State, history: mx.array
+    ) -> tuple[mx.array, mx.array, State]:
+        """What the target says behind each row of the block; features of the rows; the new state.
+
+        That is its choice, int32 [width], if sampling is greedy, else log p, float32
+        [width, vocab].
+        """
+        hidden, verified, state = self.target.forward(block[None], start, state)
+        assert verified is not None
+        rows = _histories(history, block)
+        if self.sampling.greedy:
+            return most_probable(self.target, hidden, rows, self.sampling), verified, state
+        logits = process(self.target.logits(hidden)[0], rows, self.sampling)
+        return log_distribution(logits, self.sampling), verified, state
+
+    def accept(
+        self, drafted: mx.array, logq: mx.array | None, judged: mx.array, key: mx.array
+    ) -> mx.array:
+        """What of the drafted tokens is kept, and the bonus, as `accept` packs them."""
+        if self.sampling.greedy:
+            return accept_greedy(drafted, judged)
+        assert logq is not None
+        return accept_sampled(drafted, logq, judged, key)
 
     def _logits(self, hidden: mx.array, history: mx.array | None) -> mx.array | Shortlist:
         """What the draft chooses from, behind hidden states [1, width - 1, hidden_size]."""

@@ -85,12 +85,34 @@ def compare(pair: Pair, prompt: Sequence[int], options: Options) -> Comparison:
     options = replace(options, sampling=replace(options.sampling, temperature=0.0))
     plain, _ = _decode(pair, prompt, replace(options, speculate=False))
     found, stats = _decode(pair, prompt, replace(options, speculate=True))
-    same = Comparison("identical", len(prompt), len(found), round(stats.tokens_per_round, 4))
-    if found == plain:
-        return same
     assert pair.draft is not None
     width = options.width(pair.draft.config.block_size)
-    case = _Case(pair, prompt, plain, found, options.sampling, width)
+    comparison = explain(pair, prompt, plain, found, options.sampling, width)
+    return replace(comparison, tokens_per_round=round(stats.tokens_per_round, 4))
+
+
+def explain(
+    pair: Pair,
+    prompt: Sequence[int],
+    plain: list[int],
+    found: list[int],
+    sampling: Sampling,
+    width: int,
+) -> Comparison:
+    """Explain the difference between two greedy texts, if there is one.
+
+    Args:
+        pair: whose target made both.
+        prompt: ids before both.
+        plain: the text decoded one token at a time.
+        found: the text to be judged; without a draft, no tokens per round are known.
+        sampling: with temperature 0.
+        width: tokens verified per round.
+    """
+    same = Comparison("identical", len(prompt), len(found), 0.0)
+    if found == plain:
+        return same
+    case = _Case(pair, prompt, plain, found, sampling, width)
     divergences = case.divergences()
     return replace(
         same,

@@ -1,9 +1,11 @@
-"""A Hugging Face hub on 127.0.0.1, as much of it as `snapshot_download` asks for.
+"""A Hugging Face hub on 127.0.0.1, as much of it as downloads and uploads ask for.
 
-Model info, tree listing, and files with ETag, commit and Range; it can break a download off,
-refuse one, and count what it served.
+Model info, tree listing, and files, those of data sets too, with ETag, commit and Range; it can
+break a download off, refuse one, and count what it served. Uploads are those of Git LFS: a batch of
+objects, a PUT for each, and a commit that names them.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -12,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 
@@ -44,6 +46,9 @@ class HubServer(ThreadingHTTPServer):
         self.status: int | None = None  # answer everything with this status
         self.file_status: dict[str, int] = {}  # answer GETs of this file with this status
         self.info: dict[str, str] = {}  # extra headers of an answer with `status`
+        self.objects: dict[str, bytes] = {}  # LFS objects that were uploaded, by sha256
+        self.token: str | None = None  # what writing needs
+        self.read_only: set[str] = set()  # repos that refuse to be written
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
 
     def __enter__(self) -> "HubServer":
@@ -55,15 +60,35 @@ class HubServer(ThreadingHTTPServer):
         self._thread.join()
         self.server_close()
 
-    def add(self, name: str, folder: Path, *, revision: str = "main") -> str:
-        """Serve the files under `folder` as `revision` of the repo; returns the commit."""
+    def add(
+        self, name: str, folder: Path, *, revision: str = "main", commit: str | None = None
+    ) -> str:
+        """Serve the files under `folder` as `revision` of the repo; returns the commit.
+
+        A data set's name starts with "datasets/". `commit` is made up where none is given.
+        """
         found = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
         text = repr([(path, hashlib.sha1(data).hexdigest()) for path, data in files.items()])
-        commit = hashlib.sha1(text.encode()).hexdigest()
+        commit = commit or hashlib.sha1(text.encode()).hexdigest()
         repo = self.repos.setdefault(name, Repo())
         repo.commits[commit] = files
         repo.names[revision] = commit
+        return commit
+
+    def commit(self, name: str, operations: list[dict[str, Any]]) -> str:
+        """Apply the operations of a commit on top of main."""
+        repo = self.repos[name]
+        before = repo.resolve("main")
+        files = dict(repo.commits[before]) if before else {}
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+            elif operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+        commit = hashlib.sha1(repr(sorted(files)).encode()).hexdigest()
+        repo.commits[commit], repo.names["main"] = files, commit
         return commit
 
 
@@ -84,11 +109,77 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.status is not None:
             return self.refuse(self.hub.status, self.hub.info)
         path = unquote(urlsplit(self.path).path)
+        if path == "/api/whoami-v2":
+            return self.send_json({"name": "user"}) if self.may_write() else None
         if api := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
             return self.answer_api(api[1], api[2] or "revision", api[3] or "main")
-        if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if file := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.answer_file(file[1], file[2], file[3])
         return self.refuse(404)
+
+    def do_PUT(self) -> None:
+        body = self.read_body()
+        self.hub.objects[self.path.rpartition("/")[2]] = body
+        self.send_json({})
+
+    def do_POST(self) -> None:
+        body = self.read_body()
+        path = unquote(urlsplit(self.path).path)
+        if path == "/api/validate-yaml":
+            return self.send_json({"errors": [], "warnings": []})
+        if not self.may_write():
+            return
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.hub.repos.setdefault(name, Repo())
+            return self.send_json({"url": f"{self.hub.url}/{name}"})
+        if name := re.fullmatch(r"/([^/]+/[^/]+).git/info/lfs/objects/batch", path):
+            return self.send_json({"objects": [self.place(o) for o in json.loads(body)["objects"]]})
+        if asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path):
+            return self.answer_upload(asked[1], asked[2], body)
+        return self.refuse(404)
+
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def place(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Where to send an object; nowhere if it is there."""
+        if asked["oid"] in self.hub.objects:
+            return asked
+        return asked | {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{asked['oid']}"}}}
+
+    def answer_upload(self, name: str, kind: str, body: bytes) -> None:
+        if name in self.hub.read_only:
+            return self.refuse(403)
+        if kind == "preupload":
+            files = [self.mode(file["path"]) for file in json.loads(body)["files"]]
+            return self.send_json({"files": files})
+        commit = self.hub.commit(name, [json.loads(line) for line in body.splitlines()])
+        url = f"{self.hub.url}/{name}/commit/{commit}"
+        return self.send_json({"commitUrl": url, "commitOid": commit})
+
+    @staticmethod
+    def mode(path: str) -> dict[str, Any]:
+        large = path.endswith(".safetensors")
+        return {
+            "path": path,
+            "uploadMode": "lfs" if large else "regular",
+            "shouldIgnore": False,
+        }
+
+    def may_write(self) -> bool:
+        if self.hub.token and self.headers.get("Authorization") == f"Bearer {self.hub.token}":
+            return True
+        self.refuse(401)
+        return False
 
     def answer_api(self, name: str, kind: str, revision: str) -> None:
         repo, commit = self.find(name, revision)

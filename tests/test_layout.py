@@ -24,8 +24,9 @@ LAYERS = (
     "errors fields rope implemented trial config",
     "sampling accept stats width costs kv recurrent paths blas checkpoint",
     "options footprint machine",
+    "shards",
     "kernels",
-    "drafts targets pairs hub gguf catalog downloads",
+    "drafts targets pairs hub gguf catalog downloads wheels pairfile",
     "embedded draftcheck",
     "loading listing",
     "session step ahead text decode adaptive tune generation",
@@ -38,6 +39,7 @@ OUTSIDE_LAYERS = {"", "metal"}  # "" is dflash_mlx/__init__.py: the public names
 
 MAY_IMPORT_MLX_LM = {
     "bench",
+    "convert",
     "targets",
     "drafts",
     "loading",

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -24,7 +22,7 @@ from ..errors import CheckpointError
 from ..fields import Fields
 from ..loading import Pair
 from ..machine import this_machine
-from ..paths import cache_root
+from ..paths import cache_root, write_whole
 
 log = logging.getLogger("dflash_mlx")
 
@@ -128,13 +126,7 @@ def write(record: Record) -> Path:
     """Keep a record, whole or not at all."""
     path = record.setting.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(record.as_dict(), file, indent=1)
-        Path(scratch).replace(path)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+    write_whole(path, json.dumps(record.as_dict(), indent=1))
     return path
 
 

@@ -1,0 +1,1 @@
+"""Problems to measure on, and whether an answer to one is right."""

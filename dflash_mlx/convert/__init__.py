@@ -1,0 +1,1 @@
+"""From published checkpoints to folders that load fast and fit: `dflash-mlx convert`."""
