@@ -119,7 +119,8 @@ class AdaptiveDecoder(DraftDecoder):
                 self.history(),
                 self.key(start),
                 # No variable may hold the old arrays, else rows would not be written in place.
-                *((cache.begin(start, step.width, self.compiled), self._block) * (step.width > 0)),
+                cache.begin(start, step.width, self.compiled) if step.width else None,
+                self._block if step.width else None,
             )
         )
         # As for fixed blocks: before anything is computed.

@@ -21,7 +21,7 @@ FORGET = 0.998  # of what calibration knows, kept per judged token
 ROUNDS = 24  # over about so many rounds the rate is averaged
 LOOKS = 6  # the same for what blocks promise
 FIRST_REST, LONGEST_REST = 8, 128  # tokens decoded plainly before the next look
-TRIED = 4  # first rounds that are verified whatever they promise
+TRIED = 2  # first rounds that are verified whatever they promise
 LIMIT = 8.0  # log-odds beyond which a probability says no more
 
 
@@ -139,12 +139,14 @@ class Policy:
     def rest(self) -> int:
         """For how many tokens to decode plainly; longer each time that nothing is promised."""
         rest, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
+        self._rested += rest
         return rest
 
     def learn(self, certainty: Sequence[float], verified: int, accepted: int) -> None:
         """Take note of the round whose width was chosen last."""
         self._calibration.learn(certainty, verified, accepted)
         self._count(accepted + 1, self._takes)
+        self._rested = 0
 
     def time(self, width: int, context: int, seconds: float) -> None:
         """Take note of what a round took; width 0 is a token decoded plainly."""
@@ -154,12 +156,11 @@ class Policy:
         """Whether to go on drafting, where this block promises `gain` tokens beyond plain ones."""
         self._blocks += 1
         self._gain += (gain - self._gain) / min(self._blocks, LOOKS)
-        # What is never verified teaches nothing: at first, and after the longest rest, try anyway.
-        trying = self._calibration.rounds < TRIED or self._rest == LONGEST_REST
-        if gain > 0 or trying:
-            self._rest = FIRST_REST if gain > 0 else self._rest
-            return True
-        return self._gain > 0
+        # What is never verified teaches nothing: at first, and after long rests, try anyway.
+        trying = self._calibration.rounds < TRIED or self._rested > LONGEST_REST
+        if gain > 0:
+            self._rest = FIRST_REST
+        return gain > 0 or trying or self._gain > 0
 
     def _in_order(self, certainty: Sequence[float], price: Mapping[int, float]) -> int:
         """As `_best`, but each step from one width to the next knows no token it would verify."""
