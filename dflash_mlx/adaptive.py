@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -52,7 +52,8 @@ class AdaptiveDecoder(DraftDecoder):
         self._size = pair.draft.config.block_size
         self._chooser = chooser
         self.plain = KeepingDecoder(pair, session, options, seed)
-        self._resting = 0
+        self._rest = self._resting = 0  # tokens of this rest, and how many are left of it
+        self._began = 0.0
         self._block: Block | None = None
         self._certainty: list[float] = []
 
@@ -63,9 +64,9 @@ class AdaptiveDecoder(DraftDecoder):
             width = self._chooser.choose(self._certainty, self.session.cache.length, room)
             if width:
                 return self._verify(anchor, room, width)
-            self._block, self._resting = None, self._chooser.rest()
-        self._resting -= 1
-        return self._timed(0, lambda: self.plain.next(anchor, min(room, self._resting + 1)))
+            self._block, self._rest = None, self._chooser.rest()
+            self._resting, self._began = self._rest, time.perf_counter()
+        return self._decode_plainly(anchor, room)
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         if self._block is None:
@@ -79,6 +80,15 @@ class AdaptiveDecoder(DraftDecoder):
         self._use(width)
         self._guarded(0, self.pair.kernels.active)
 
+    def _decode_plainly(self, anchor: int, room: int) -> Result:
+        context = self.session.cache.length
+        result = self.plain.next(anchor, min(room, self._resting))
+        self._resting -= 1
+        if self._resting == 0:
+            # All of the rest at once: each token is computed while its predecessor is consumed.
+            self._chooser.time(0, context, (time.perf_counter() - self._began) / self._rest)
+        return result
+
     def _open(self, anchor: int) -> None:
         """Draft the first block, or the first one behind plain tokens."""
         self.session.flush()
@@ -87,8 +97,12 @@ class AdaptiveDecoder(DraftDecoder):
 
     def _verify(self, anchor: int, room: int, width: int) -> Result:
         before = self._certainty
+        context, made = self.session.cache.length, len(self.pair.steps)
         self._use(width)
-        result = self._timed(width, lambda: super(AdaptiveDecoder, self).next(anchor, room))
+        began = time.perf_counter()
+        result = super().next(anchor, room)
+        if len(self.pair.steps) == made:  # else it has waited for a compilation
+            self._chooser.time(width, context, time.perf_counter() - began)
         self._chooser.learn(before, width - 1, result[2])
         return result
 
@@ -98,14 +112,6 @@ class AdaptiveDecoder(DraftDecoder):
 
     def _step_of(self, target: Target, draft: DFlashDraft) -> AheadStep:
         return AheadStep(target, draft, self.sampling, self._width)
-
-    def _timed(self, width: int, run: Callable[[], Result]) -> Result:
-        context, made = self.session.cache.length, len(self.pair.steps)
-        began = time.perf_counter()
-        result = run()
-        if len(self.pair.steps) == made:  # else it has waited for a compilation
-            self._chooser.time(width, context, time.perf_counter() - began)
-        return result
 
     def _round(self, anchor: int, step: Any) -> Result:
         cache, context = self.session.cache, self._context

@@ -303,6 +303,16 @@ def test_a_seed_reproduces_a_sampled_answer(compiled: bool) -> None:
     assert list(rounds(pair, PROMPT, options)) == first
 
 
+def test_rounds_are_timed_and_rests_as_a_whole() -> None:
+    """A token issued ahead is waited for less than it takes."""
+    prompt, _, pair = right_up_to("llama", 24, 5)
+    script = Script((4, 0, 2))
+    with scripted(script):
+        list(rounds(pair, prompt, Options(max_tokens=4 + 3 + 2 + 4 + 3, block=AUTO)))
+    assert script.timed == [4, 0, 2, 4, 0][: len(script.timed)]
+    assert len(script.timed) >= 4
+
+
 def test_one_transfer_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     from dflash_mlx import adaptive, decode
 
