@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import pytest
@@ -12,11 +12,12 @@ from mlx_lm.sample_utils import make_logits_processors
 from dflash_mlx.errors import UsageError
 from dflash_mlx.generation import generate, rounds, stream_generate
 from dflash_mlx.loading import Pair
-from dflash_mlx.options import Options
+from dflash_mlx.options import AUTO, Options
 from dflash_mlx.sampling import Sampling
 from dflash_mlx.session import Session
 from dflash_mlx.stats import Round, Stats
 
+from .choosers import priced
 from .families import (
     FAMILIES,
     VOCAB,
@@ -319,18 +320,20 @@ def test_penalties_inside_a_block(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("penalty", [0.0, 1.5])
-def test_sampled_sequences_have_the_targets_probabilities(penalty: float) -> None:
+@pytest.mark.parametrize(("penalty", "block"), [(0.0, None), (1.5, None), (1.5, AUTO)])
+def test_sampled_sequences_have_the_targets_probabilities(
+    penalty: float, block: Literal["auto"] | None
+) -> None:
     """All pairs of the second and third token, against probabilities computed directly."""
     import numpy as np
 
     sampling = Sampling(temperature=1.0, top_k=4, presence_penalty=penalty)
-    pair = make_pair("llama", random_draft(draft_config(block_size=4)))
+    pair = priced(make_pair("llama", random_draft(draft_config(block_size=4))), 0.01, 0.0)
     model, runs = language_model("llama"), 2000
     counts: dict[tuple[int, ...], int] = {}
     for seed in range(runs):
-        options = Options(max_tokens=3, sampling=sampling, seed=seed)
-        ids = tuple(ids_of(list(rounds(pair, PROMPT, options))))
+        options = Options(max_tokens=5, sampling=sampling, seed=seed, block=block)
+        ids = tuple(ids_of(list(rounds(pair, PROMPT, options)))[:3])
         counts[ids] = counts.get(ids, 0) + 1
 
     def probabilities(ids: list[int]) -> Any:
