@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .once import answer_once, read_prompt
-from .options import ModelOptions, SamplingOptions, SpeculationOptions, option
+from .options import ModelOptions, SamplingOptions, SpeculationOptions, option, width
 from .render import Screen
 from .repl import talk
 
@@ -81,7 +81,7 @@ class ChatOptions:
         return Options(
             max_tokens=self.max_tokens,
             sampling=sampling.sampling(),
-            block=speculation.block,
+            block=width(speculation.block),
             stop=tuple(self.stop or ()),
             seed=sampling.seed,
             compiled=speculation.compile,

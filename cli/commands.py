@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dflash_mlx.errors import UsageError
 
+from .ready import make_ready
 from .render import count
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ def _stats(chat: Chat, _: str) -> None:
         )
     for line in bars(drafted.acceptance_histogram):
         chat.screen.say(line)
+    if len(drafted.widths) > 1:
+        each = (f"{width} ({number})" for width, number in sorted(drafted.widths.items()))
+        chat.screen.say(f"tokens verified, and in how many rounds: {', '.join(each)}")
 
 
 def total(answers: list[Stats]) -> Stats:
@@ -86,6 +90,8 @@ def total(answers: list[Stats]) -> Stats:
         whole.accepted += stats.accepted
         for accepted, rounds in stats.histogram.items():
             whole.histogram[accepted] = whole.histogram.get(accepted, 0) + rounds
+        for width, rounds in stats.widths.items():
+            whole.widths[width] = whole.widths.get(width, 0) + rounds
     return whole
 
 
@@ -132,10 +138,11 @@ def _draft(chat: Chat, choice: str) -> None:
 
 
 def _block(chat: Chat, size: str) -> None:
-    if not size.isdecimal():
-        raise UsageError(f"/block is followed by a number of tokens, not {size!r}")
-    chat.options = replace(chat.options, block=int(size))
-    chat.screen.say(f"block {int(size)}")
+    if size != "auto" and not size.isdecimal():
+        raise UsageError(f"/block is followed by a number of tokens or auto, not {size!r}")
+    chat.options = replace(chat.options, block="auto" if size == "auto" else int(size))
+    make_ready(chat.conversation.pair, chat.options, chat.screen)
+    chat.screen.say(f"block {chat.options.block}")
 
 
 def _save(chat: Chat, path: str) -> None:
@@ -174,7 +181,7 @@ COMMANDS = {
     "system": Command(_system, "Set the system prompt; without text, the template's own", "TEXT"),
     "think": Command(_think, "Let a model that can think do so", "on|off"),
     "draft": Command(_draft, "Decode with or without the draft", "on|off"),
-    "block": Command(_block, "Tokens verified per round", "N"),
+    "block": Command(_block, "Tokens verified per round; auto: as many as pay", "N|auto"),
     "save": Command(_save, "Write the conversation to a file", "FILE"),
     "load": Command(_load, "Go on with a saved conversation", "FILE"),
     "quit": Command(_quit, "Leave, as Ctrl-D does"),

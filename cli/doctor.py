@@ -14,6 +14,7 @@ from .pair_views import facts, size
 if TYPE_CHECKING:
     from dflash_mlx.doctor import Report
     from dflash_mlx.machine import Machine
+    from dflash_mlx.tune.store import Record
 
 EXAMPLES = """Examples:
   dflash-mlx doctor
@@ -57,7 +58,18 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     kernels = [f"{name}: {state}" for name, state in report.kernels.items()]
     lines.append(("kernels", "; ".join(kernels) or "none: there is no Metal here"))
     lines += [(f"{c.name} cache", f"{c.path} ({size(c.size)})") for c in report.caches]
+    lines += [("rounds of", _costs(record)) for record in report.costs]
     return [*lines, ("self check", _verdict(report))]
+
+
+def _costs(record: Record) -> str:
+    setting, curve = record.setting, record.curve
+    context = curve.contexts[0]
+    passes = (f"{w}: {1e3 * curve.round(w, context):.1f}" for w in curve.widths)
+    return (
+        f"{setting.target} in {setting.dtype}, mlx {setting.mlx}: ms by tokens verified "
+        f"{', '.join(passes)}; decoding plainly {1e3 * curve.plain(context):.1f}"
+    )
 
 
 def _device_lines(report: Report) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ import typer
 from dflash_mlx import __version__
 from dflash_mlx.errors import UsageError
 
+from .ready import make_ready
 from .render import Answer, Drafted, PrefillBar, Screen, show, status
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def answer_once(
     """Answer a prompt and show it as `ask` says."""
     if options.seed is None and not options.sampling.greedy:
         options = replace(options, seed=secrets.randbits(32))
+    make_ready(pair, options, screen)
     answer = Answer()
     with PrefillBar(screen) as bar, closing(_pieces(pair, prompt, options, ask, bar)) as pieces:
         if ask.json:

@@ -187,9 +187,12 @@ class SpeculationOptions:
     """How drafts are used."""
 
     block: Annotated[
-        int | None,
+        str | None,
         _speculation(
-            "--block", help="Tokens verified per round; by default the draft's own", metavar="N"
+            "--block",
+            help="Tokens verified per round, or auto: as many as promise to pay; by default the "
+            "draft's own number",
+            metavar="N",
         ),
     ] = None
     compile: Annotated[
@@ -198,6 +201,15 @@ class SpeculationOptions:
             "--compile/--no-compile", help="Compile the passes of a round; by default where it pays"
         ),
     ] = None
+
+
+def width(text: str | None) -> int | Literal["auto"] | None:
+    """The library's form of a number of tokens verified per round."""
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a number nor auto", param_hint="--block")
+    return int(text)
 
 
 def _bias(text: str) -> tuple[int, float]:

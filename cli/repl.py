@@ -11,6 +11,7 @@ from dflash_mlx.errors import DFlashError
 
 from .commands import Leave, run_command
 from .reader import reader
+from .ready import make_ready
 from .render import Answer, Drafted, PrefillBar, Screen, show, status
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def talk(pair: Pair, options: Options, ask: ChatOptions, screen: Screen) -> None
     from dflash_mlx.conversation import Conversation
 
     conversation = Conversation(pair, system=ask.system, think=ask.think)
+    make_ready(pair, options, screen)
     screen.note(header(pair, options))
     loop(Chat(conversation, options, screen, ask.show_drafts), reader())
 
@@ -78,7 +80,8 @@ def header(pair: Pair, options: Options) -> str:
 
     parts = [pair.name]
     if pair.draft is not None:
-        block = options.block or pair.draft.config.block_size
+        most = pair.draft.config.block_size
+        block = f"auto up to {most}" if options.block == "auto" else options.width(most)
         parts += [f"draft {pair.draft_name}", f"block {block}"]
     else:
         parts.append("no draft")

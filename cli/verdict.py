@@ -159,7 +159,7 @@ def _sampled_record(found: Found, options: Options) -> dict[str, object]:
 
 def _block(pair: Pair, options: Options) -> int:
     assert pair.draft is not None
-    return options.block or pair.draft.config.block_size
+    return options.width(pair.draft.config.block_size)
 
 
 def _name(dtype: object) -> str:

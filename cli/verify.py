@@ -18,7 +18,8 @@ from dflash_mlx.pairs import EMBEDDED
 
 from .chat import wire_memory
 from .once import check_utf8, read_stdin
-from .options import ModelOptions, SamplingOptions, SpeculationOptions, option
+from .options import ModelOptions, SamplingOptions, SpeculationOptions, option, width
+from .ready import make_ready
 from .render import Screen
 from .verdict import Found, lines, record
 
@@ -138,6 +139,7 @@ def verify(
     options = _options(how, sampling, speculation)
     pair = model.load(how.quiet)
     wire_memory()
+    make_ready(pair, options, screen)
     found = compare_all(pair, prompts, how, options, screen)
     if how.json:
         typer.echo(jsonlib.dumps(record(pair, found, options), ensure_ascii=False))
@@ -232,7 +234,7 @@ def _options(
     return Options(
         max_tokens=how.max_tokens,
         sampling=sampling.sampling(),
-        block=speculation.block,
+        block=width(speculation.block),
         seed=sampling.seed,
         compiled=speculation.compile,
     )

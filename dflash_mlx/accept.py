@@ -57,6 +57,8 @@ def accept_sampled(
 
 def _residual(logp: mx.array, draft_logq: mx.array, accepted: mx.array) -> mx.array:
     """Log of max(p - q, 0) at the rejected position; log p if none was rejected."""
+    if draft_logq.shape[0] == 0:
+        return logp
     rejected = accepted < draft_logq.shape[0]
     row = mx.minimum(accepted, draft_logq.shape[0] - 1)
     left = mx.maximum(mx.exp(logp) - mx.exp(mx.take(draft_logq, row, axis=0)), 0)

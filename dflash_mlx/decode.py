@@ -22,6 +22,7 @@ from .trial import Trial
 log = logging.getLogger(__name__)
 
 Result = tuple[tuple[int, ...], int, int]  # tokens, drafted, accepted
+Issued = tuple[mx.array, mx.array | None]  # accepted and token, features; perhaps not computed yet
 
 
 class Decoder:
@@ -42,7 +43,7 @@ class Decoder:
         """Keep `tokens` of the last round, of which the last becomes the anchor."""
         raise NotImplementedError
 
-    def run(self, step: PlainStep | DraftStep, *args: Any) -> Any:
+    def run(self, step: Any, *args: Any) -> Any:
         """Call a step, compiled once per pair if so wanted."""
         if not self.compiled:
             return step(*args)
@@ -72,24 +73,24 @@ class PlainDecoder(Decoder):
         # No kernel pays for one row; asked for, they let every width round alike.
         target = pair.by_kernels[0] if pair.kernels.mode == "on" else pair.target
         self._step = PlainStep(target, options.sampling)
-        self._issued: mx.array | None = None
+        self._issued: Issued | None = None
+        self._features: mx.array | None = None  # of the last anchor
 
     def next(self, anchor: int, room: int) -> Result:
         start = self.session.cache.length
-        packed = self._issued
-        if packed is None:
-            packed = self._issue(mx.array([anchor], mx.int32), start)
+        issued = self._issued or self._issue(mx.array([anchor], mx.int32), start)
+        packed, self._features = issued
         # A step with penalties needs the token before it in the history, and has to wait.
         ahead = room > 1 and not self.sampling.history
         self._issued = self._issue(packed[1:], start + 1) if ahead else None
-        return (_read(packed)[1],), 0, 0
+        return (read(packed)[1],), 0, 0
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         self.session.commit([anchor], None)
 
-    def _issue(self, anchor: mx.array, start: int) -> mx.array:
+    def _issue(self, anchor: mx.array, start: int) -> Issued:
         cache = self.session.cache
-        packed, state = self.run(
+        packed, features, state = self.run(
             self._step,
             anchor,
             self.scalar(start),
@@ -99,7 +100,7 @@ class PlainDecoder(Decoder):
         )
         cache.update(state)
         mx.async_eval(packed)
-        return cast(mx.array, packed)
+        return packed, features
 
 
 class DraftDecoder(Decoder):
@@ -109,18 +110,23 @@ class DraftDecoder(Decoder):
         super().__init__(pair, session, options, seed)
         assert pair.draft is not None and session.context is not None
         self._context = session.context
-        self._width = options.block or pair.draft.config.block_size
+        self._width = options.width(pair.draft.config.block_size)
         self._chunk = options.prefill_chunk
-        self._step = self._step_of(pair.target, pair.draft)
-        self._fast = self._step
+        self._verified: mx.array | None = None
+        self._arm()
+
+    def _arm(self) -> None:
+        """Run rounds by the steps that `_step_of` makes."""
+        pair = self.pair
+        assert pair.draft is not None
+        self._step = self._fast = self._step_of(pair.target, pair.draft)
         if pair.kernels.active:
             target, draft = pair.by_kernels
             assert draft is not None
             self._fast = self._step_of(target, draft)
         self._trial = pair.trials.setdefault(self._step.key, Trial())
-        self._verified: mx.array | None = None
 
-    def _step_of(self, target: Target, draft: DFlashDraft) -> DraftStep:
+    def _step_of(self, target: Target, draft: DFlashDraft) -> Any:
         """A round by these networks."""
         return DraftStep(target, draft, self.sampling, self._width)
 
@@ -147,7 +153,7 @@ class DraftDecoder(Decoder):
             self.session.restore(self._chunk)
             return self._round(anchor, self._step)
 
-    def _round(self, anchor: int, step: DraftStep) -> Result:
+    def _round(self, anchor: int, step: Any) -> Result:
         cache, context = self.session.cache, self._context
         start, behind = cache.length, cache.length - context.length
         packed, verified, state, context_state = self.run(
@@ -165,7 +171,7 @@ class DraftDecoder(Decoder):
         # arrays, else every round would copy all keys and values.
         cache.update(state)
         context.update(context_state)
-        accepted, *tokens = _read(packed)
+        accepted, *tokens = read(packed)
         self._verified = verified
         context.commit(behind)
         return tuple(tokens[: accepted + 1]), self._width - 1, accepted
@@ -194,10 +200,10 @@ def first_token(logits: mx.array, prompt: Sequence[int], sampling: Sampling, see
     """The token behind the prompt from its last logits [1, vocab]."""
     history = recent(prompt, sampling.history)[None] if sampling.history else None
     key = round_key(seed, len(prompt) - 1)
-    return _read(choose(process(logits, history, sampling), sampling, key))[0]
+    return read(choose(process(logits, history, sampling), sampling, key))[0]
 
 
-def _read(packed: mx.array) -> list[int]:
+def read(packed: mx.array) -> list[int]:
     """The round's one transfer to the host."""
     return cast(list[int], packed.tolist())
 

@@ -23,6 +23,7 @@ from .paths import cache_root
 
 if TYPE_CHECKING:
     from .selfcheck import SelfCheck
+    from .tune.store import Record
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Report:
             Metal.
         check: None where the self check broke off; `problems` says why.
         problems: a line each; empty if all is well.
+        costs: measured times of rounds on this machine.
     """
 
     versions: dict[str, str | None]
@@ -55,6 +57,7 @@ class Report:
     caches: tuple[Cache, ...]
     check: SelfCheck | None
     problems: tuple[str, ...]
+    costs: tuple[Record, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """In the form of `--json`; sizes in bytes."""
@@ -68,6 +71,7 @@ class Report:
             "kernels": self.kernels,
             "caches": [{"name": c.name, "path": str(c.path), "size": c.size} for c in self.caches],
             "self_check": check,
+            "costs": [record.as_dict() for record in self.costs],
             "problems": list(self.problems),
         }
 
@@ -90,6 +94,7 @@ def examine() -> Report:
         caches=caches,
         check=check,
         problems=tuple(problems),
+        costs=_costs(machine),
     )
 
 
@@ -141,6 +146,14 @@ def _kernels(machine: Machine | None, problems: list[str]) -> dict[str, str]:
     found = overview(kernels)
     problems += [f"kernel {name} is out of use: {why}" for name, why in kernels.refused.items()]
     return found
+
+
+def _costs(machine: Machine | None) -> tuple[Record, ...]:
+    if machine is None:
+        return ()
+    from .tune.store import records
+
+    return tuple(record for record in records() if record.setting.machine == machine.name)
 
 
 def _caches(problems: list[str]) -> list[Cache]:

@@ -159,7 +159,7 @@ def _drafted(
         rows = slice(first * size, (first + 1) * size)
         behind = mx.array([ids[anchor]], mx.int32)
         key = mx.random.key(0)  # for sampling; nothing is sampled
-        tokens.append(draft.propose(hidden[rows], logits[rows], behind, GREEDY, key)[0])
+        tokens.append(draft.propose(hidden[rows], logits[rows], behind, GREEDY, key).drafted)
     found = mx.where(finite, mx.concatenate(tokens), -1)
     return [None if token < 0 else token for token in cast(list[int], found.tolist())]
 

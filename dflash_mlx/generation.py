@@ -15,13 +15,15 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .decode import decoder_for, first_token
+from .adaptive import AdaptiveDecoder
+from .decode import Decoder, DraftDecoder, PlainDecoder, first_token
 from .errors import UsageError
 from .loading import Pair
-from .options import Options
+from .options import AUTO, Options
 from .session import Progress, Session
 from .stats import Round, Stats
 from .text import TextStream
+from .tune.choose import policy_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def rounds(
     ending = _ending((anchor,), room, pair.eos_ids)
     yield Round((anchor,), 0, 0, ending)
 
-    decoder = decoder_for(pair, session, options, seed)
+    decoder = _decoder(pair, session, options, seed)
     while ending is None:
         tokens, drafted, accepted = decoder.next(anchor, room)
         tokens = _cut(tokens, room, pair.eos_ids)
@@ -147,6 +149,15 @@ def generate(
 ) -> str:
     """Generate the whole text; arguments as `stream_generate`."""
     return "".join(r.text for r in stream_generate(pair, prompt, options, session))
+
+
+def _decoder(pair: Pair, session: Session, options: Options, seed: int) -> Decoder:
+    """The decoder that `options` asks for and the pair allows."""
+    if pair.draft is None or not options.speculate:
+        return PlainDecoder(pair, session, options, seed)
+    if options.block != AUTO:
+        return DraftDecoder(pair, session, options, seed)
+    return AdaptiveDecoder(pair, session, options, seed, policy_of(pair, options))
 
 
 def _limit(pair: Pair, prompt: Sequence[int], options: Options) -> int:

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from . import pairfile, pairs
 from .checkpoint import AGAIN, check_names, read_config, read_tensors
 from .config import DraftConfig
+from .costs import Corrected
 from .draftcheck import TEXT, check_draft
 from .drafts import draft_for
 from .drafts.dflash import DFlashDraft
@@ -28,6 +29,7 @@ from .kernels.choice import OFF, Kernels
 from .targets import family_of, target_for
 from .targets.base import Target
 from .trial import Trial
+from .width import Calibration
 
 # What mlx-lm raises for files that are not what they claim to be.
 UNREADABLE = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
@@ -50,6 +52,8 @@ class Pair:
         steps: compiled rounds, kept between generations; they hold the weights as they were when
             first used.
         trials: per kind of round, whether kernels make it faster.
+        costs: what rounds take here, once that was asked for.
+        calibrations: what is known of the draft's probabilities, of greedy and of sampled text.
     """
 
     target: Target
@@ -63,6 +67,8 @@ class Pair:
     compiles: bool = field(default_factory=lambda: mx.default_device().type == mx.gpu)
     steps: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
     trials: dict[Any, Trial] = field(default_factory=dict, repr=False)
+    costs: Corrected | None = field(default=None, repr=False)
+    calibrations: dict[bool, Calibration] = field(default_factory=dict, repr=False)
 
     @cached_property
     def by_kernels(self) -> tuple[Target, DFlashDraft | None]:

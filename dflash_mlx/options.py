@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .errors import UsageError
 from .sampling import Sampling
+
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class Options:
     Attributes:
         max_tokens: at most this many tokens; the model's context may end the text sooner.
         sampling: how tokens are chosen.
-        block: tokens verified per round, the anchor included; None is the draft's own block.
+        block: tokens verified per round, the anchor included; None is the draft's own block,
+            "auto" the width that promises most in each round.
         speculate: False decodes plainly with the same code.
         stop: texts that end the answer; not part of it.
         seed: 32-bit seed that reproduces a sampled run; None draws one.
@@ -25,7 +29,7 @@ class Options:
 
     max_tokens: int = 512
     sampling: Sampling = field(default_factory=Sampling)
-    block: int | None = None
+    block: int | Literal["auto"] | None = None
     speculate: bool = True
     stop: tuple[str, ...] = ()
     seed: int | None = None
@@ -35,11 +39,19 @@ class Options:
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
             raise UsageError(f"max_tokens is {self.max_tokens}, expected 0 or more")
-        if self.block is not None and not 2 <= self.block <= 64:
-            raise UsageError(f"block is {self.block}, expected 2 to 64")
+        if self.block not in (None, AUTO) and not _in_range(self.block):
+            raise UsageError(f"block is {self.block}, expected 2 to 64, or auto")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is {self.seed}, expected 0 to {2**32 - 1}")
         if self.prefill_chunk < 1:
             raise UsageError(f"prefill_chunk is {self.prefill_chunk}, expected 1 or more")
         if "" in self.stop:
             raise UsageError("a stop text is empty; every answer would end at once")
+
+    def width(self, own: int) -> int:
+        """Most tokens verified per round, where the draft's own block has `own`."""
+        return own if self.block is None or self.block == AUTO else self.block
+
+
+def _in_range(block: object) -> bool:
+    return isinstance(block, int) and 2 <= block <= 64

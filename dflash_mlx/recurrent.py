@@ -93,6 +93,11 @@ class HybridCache(KVCache):
             self._forget()
         return length
 
+    def stretch(self, length: int) -> None:
+        """As for attention; the state is that of the last pass."""
+        super().stretch(length)
+        self._first = length - self._rows
+
     def arrays(self) -> list[mx.array]:
         """What must be evaluated for the last pass to be written."""
         when = "after" if self._known_behind else "before"

@@ -15,6 +15,7 @@ from .kv import KVCache
 from .targets.base import Target
 
 Progress = Callable[[int, int], None]
+GATHERED = 16  # so many features of plain tokens are added to the context at once
 
 
 class Session:
@@ -101,8 +102,17 @@ class Session:
         self.cache.commit(len(tokens))
         self.features = features
 
+    def keep(self, token: int, features: mx.array) -> None:
+        """Keep the row of a token decoded plainly; its features [1, 1, ...] add up with others."""
+        self.ids.append(token)
+        self.cache.commit(1)
+        old = self.features
+        self.features = features if old is None else mx.concatenate([old, features], axis=1)
+        if self.features.shape[1] == GATHERED:
+            self.flush()
+
     def flush(self) -> None:
-        """Add the features of the last round to the draft's context."""
+        """Add features that wait to the draft's context."""
         features, self.features = self.features, None
         if features is None or self.context is None or self.draft is None:
             return

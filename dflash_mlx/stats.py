@@ -39,6 +39,7 @@ class Stats:
     accepted: int = 0
     round_tokens: int = 0
     histogram: dict[int, int] = field(default_factory=dict)
+    widths: dict[int, int] = field(default_factory=dict)  # rounds by tokens verified
     ttft_s: float = 0.0
     decode_s: float = 0.0
 
@@ -52,6 +53,8 @@ class Stats:
         self.drafted += round_.drafted
         self.accepted += round_.accepted
         self.histogram[round_.accepted] = self.histogram.get(round_.accepted, 0) + 1
+        width = round_.drafted + 1
+        self.widths[width] = self.widths.get(width, 0) + 1
 
     @property
     def tokens_per_round(self) -> float:
@@ -84,6 +87,7 @@ class Stats:
             "accepted": self.accepted,
             "tokens_per_round": round(self.tokens_per_round, 4),
             "acceptance_histogram": self.acceptance_histogram,
+            "widths": {str(width): rounds for width, rounds in sorted(self.widths.items())},
             "ttft_s": round(self.ttft_s, 4),
             "prefill_tok_s": round(self.prefill_tok_s, 2),
             "decode_tok_s": round(self.decode_tok_s, 2),

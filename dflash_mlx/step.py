@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from .accept import accept_greedy, accept_sampled
 from .drafts.dflash import DFlashDraft
-from .drafts.shortlist import Shortlist
+from .drafts.shortlist import Proposal, Shortlist
 from .kv import Scalar, State
 from .sampling import Sampling, log_distribution, process
 from .targets.base import Target
@@ -33,16 +33,19 @@ class PlainStep:
 
     def __call__(
         self, anchor: mx.array, start: Scalar, state: State, history: mx.array, key: mx.array
-    ) -> tuple[mx.array, State]:
-        """Take int32 [1] at position `start` to int32 [2] (0 accepted, the next token)."""
-        hidden, _, state = self.target.forward(anchor[None], start, state)
+    ) -> tuple[mx.array, mx.array | None, State]:
+        """Take int32 [1] at position `start` to int32 [2] (0 accepted, the next token).
+
+        Also returns the anchor's features, None without taps, and the new state.
+        """
+        hidden, features, state = self.target.forward(anchor[None], start, state)
         rows = _histories(history, anchor)
         if self.sampling.greedy:
             token = most_probable(self.target, hidden, rows, self.sampling)
         else:
             logits = process(self.target.logits(hidden)[0], rows, self.sampling)
             token = choose(logits, self.sampling, key)
-        return mx.concatenate([mx.zeros(1, mx.int32), token]), state
+        return mx.concatenate([mx.zeros(1, mx.int32), token]), features, state
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,7 @@ class DraftStep:
     draft: DFlashDraft
     sampling: Sampling
     width: int
+    seen: int = 1  # how many of a place's largest logits the draft gets at least
 
     @property
     def key(self) -> tuple[Hashable, ...]:
@@ -89,7 +93,7 @@ class DraftStep:
         """
         draft_key, accept_key = mx.random.split(key)
         context = self.extend(features, features_start, context)
-        drafted, logq, context = self.propose(anchor, start, context, history, draft_key)
+        (drafted, logq, _), context = self.propose(anchor, start, context, history, draft_key)
         block = mx.concatenate([anchor, drafted])
         judged, verified, state = self.verify(block, start, state, history)
         packed = self.accept(drafted, logq, judged, accept_key)
@@ -103,16 +107,15 @@ class DraftStep:
 
     def propose(
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
-    ) -> tuple[mx.array, mx.array | None, State]:
-        """Tokens for the places behind the anchor and log q, as the draft's; the new context."""
+    ) -> tuple[Proposal, State]:
+        """Tokens for the `width - 1` places behind the anchor; the new context."""
         masks = mx.full(self.width - 1, self.draft.config.mask_token_id, mx.int32)
         block = self.target.embed_block(mx.concatenate([anchor, masks])[None])
         hidden, context = self.draft.forward(block, start, context)
         hidden = hidden[:, 1:]
         # The draft does not know its own block while it draws it, only what stands before.
         logits = self._logits(hidden.astype(self.target.dtype), _histories(history, anchor))
-        drafted, logq = self.draft.propose(hidden[0], logits, anchor, self.sampling, key)
-        return drafted, logq, context
+        return self.draft.propose(hidden[0], logits, anchor, self.sampling, key), context
 
     def verify(
         self, block: mx.array, start: Scalar, state: State, history: mx.array
@@ -134,14 +137,18 @@ class DraftStep:
         self, drafted: mx.array, logq: mx.array | None, judged: mx.array, key: mx.array
     ) -> mx.array:
         """What of the drafted tokens is kept, and the bonus, as `accept` packs them."""
-        if logq is None:
+        if self.sampling.greedy:
             return accept_greedy(drafted, judged)
+        assert logq is not None
         return accept_sampled(drafted, logq, judged, key)
 
     def _logits(self, hidden: mx.array, history: mx.array | None) -> mx.array | Shortlist:
         """What the draft chooses from, behind hidden states [1, width - 1, hidden_size]."""
         wanted = self.draft.wanted(self.sampling) if self.sampling.untouched else None
-        best = self.target.best(hidden[0], *wanted) if wanted else None
+        best = None
+        if wanted:
+            most = min(self.seen, self.target.vocab_size)
+            best = self.target.best(hidden[0], max(wanted.largest, most), wanted.limit)
         if best is not None:
             return Shortlist(best.ids, self.draft.shape_logits(best.values))
         logits = self.draft.shape_logits(self.target.head(hidden))[0]

@@ -86,7 +86,7 @@ def compare(pair: Pair, prompt: Sequence[int], options: Options) -> Comparison:
     plain, _ = _decode(pair, prompt, replace(options, speculate=False))
     found, stats = _decode(pair, prompt, replace(options, speculate=True))
     assert pair.draft is not None
-    width = options.block or pair.draft.config.block_size
+    width = options.width(pair.draft.config.block_size)
     comparison = explain(pair, prompt, plain, found, options.sampling, width)
     return replace(comparison, tokens_per_round=round(stats.tokens_per_round, 4))
 

@@ -202,7 +202,7 @@ class Ours:
     ) -> tuple[list[int], np.ndarray | None]:
         """Proposed tokens and, where they are sampled, q [width - 1, VOCAB]."""
         anchor, key = mx.array([drafted.anchor], mx.int32), mx.random.key(seed)
-        tokens, logq = self.draft.propose(drafted.hidden, drafted.logits, anchor, sampling, key)
+        tokens, logq, _ = self.draft.propose(drafted.hidden, drafted.logits, anchor, sampling, key)
         ids: list[int] = tokens.tolist()
         return ids, None if logq is None else np.exp(np.array(logq))
 

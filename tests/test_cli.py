@@ -33,6 +33,7 @@ KEYS = [
     "accepted",
     "tokens_per_round",
     "acceptance_histogram",
+    "widths",
     "ttft_s",
     "prefill_tok_s",
     "decode_tok_s",

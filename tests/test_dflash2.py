@@ -100,7 +100,7 @@ def test_the_greedy_path_takes_the_best_candidate_each_time(given: Callable[[], 
     for place in range(PLACES):
         before = max(best(place), key=lambda b: score(draft, place, before, b))
         wanted.append(before)
-    drafted, logq = draft.propose(*given(), ANCHOR, Sampling(), mx.random.key(0))
+    drafted, logq, _ = draft.propose(*given(), ANCHOR, Sampling(), mx.random.key(0))
     assert drafted.tolist() == wanted
     assert logq is None
     assert wanted != mx.argmax(rows()[1], axis=-1).tolist(), "the codebooks had no say"
@@ -122,7 +122,7 @@ def propose(draft: DFlash2Draft, sampling: Sampling) -> Callable[[mx.array], Any
 def test_q_is_the_distribution_behind_the_token_before(given: Callable[[], Any]) -> None:
     draft, sampling = selecting(), Sampling(temperature=0.7)
     for seed in range(30):
-        drafted, logq = draft.propose(*given(), ANCHOR, sampling, mx.random.key(seed))
+        drafted, logq, _ = draft.propose(*given(), ANCHOR, sampling, mx.random.key(seed))
         path = [5, *drafted.tolist()]
         for place in range(PLACES):
             wanted = probabilities(draft, place, path[place], 0.7)
@@ -133,7 +133,7 @@ def test_whole_paths_are_drawn_from_q() -> None:
     """All paths, so that no token depends on one before it in any other way than q says."""
     draft = selecting()
     keys = mx.random.split(mx.random.key(9), DRAWS)
-    drafted, _ = mx.vmap(propose(draft, Sampling(temperature=1.0)))(keys)
+    drafted, *_ = mx.vmap(propose(draft, Sampling(temperature=1.0)))(keys)
     counts = np.bincount(
         np.array(drafted) @ np.array([TOKENS**2, TOKENS, 1]), minlength=TOKENS**PLACES
     )
@@ -159,7 +159,7 @@ def worst_score(setting: dict[str, Any]) -> float:
 
     def one(key: mx.array) -> mx.array:
         draft_key, accept_key = mx.random.split(key)
-        drafted, logq = run(draft_key)
+        drafted, logq, _ = run(draft_key)
         return accept_sampled(drafted, logq, logp, accept_key)
 
     done = np.array(mx.vmap(one)(mx.random.split(mx.random.key(11), DRAWS)))
@@ -202,7 +202,7 @@ def test_padding_of_the_head_is_never_a_candidate() -> None:
     for setting in ({"temperature": 0.0}, {"temperature": 1.0}):
         for vocabulary, expected in ((TOKENS, True), (None, False)):
             draft = selecting(TOKENS + 8, vocabulary)
-            drafted, logq = draft.propose(
+            drafted, logq, _ = draft.propose(
                 hidden, logits, ANCHOR, Sampling(**setting), mx.random.key(0)
             )
             assert all((token < TOKENS) is expected for token in drafted.tolist())
@@ -233,7 +233,7 @@ def test_loading_asks_the_tokenizer_what_is_padding(tmp_path: Path) -> None:
 
 
 def test_fewer_tokens_than_candidates() -> None:
-    drafted, _ = selecting(TOKENS, 2).propose(*rows(), ANCHOR, Sampling(), mx.random.key(0))
+    drafted, *_ = selecting(TOKENS, 2).propose(*rows(), ANCHOR, Sampling(), mx.random.key(0))
     assert set(drafted.tolist()) <= {0, 1}
 
 

@@ -18,6 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from dflash_mlx.config import DFlash2
 from dflash_mlx.drafts import draft_for
 from dflash_mlx.drafts.dflash import DFlashDraft
+from dflash_mlx.drafts.shortlist import Proposal
 from dflash_mlx.generation import rounds
 from dflash_mlx.kernels.chip import Chip
 from dflash_mlx.kernels.choice import Kernels
@@ -237,7 +238,7 @@ def test_dflash2_rounds_are_the_same() -> None:
     assert "head_topk" in pair.kernels.proven
 
 
-def proposal(draft: DFlashDraft, temperature: float) -> tuple[mx.array, mx.array | None]:
+def proposal(draft: DFlashDraft, temperature: float) -> Proposal:
     keys = mx.random.split(mx.random.key(3), 4)
     cache_ = draft.new_cache()
     features = mx.random.normal((1, 9, 2 * 128), key=keys[0])

@@ -22,15 +22,16 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A module imports only from its own layer or from one above it in this list.
 LAYERS = (
     "errors fields rope implemented trial config",
-    "sampling accept stats width kv recurrent paths blas checkpoint options footprint machine",
+    "sampling accept stats width costs kv recurrent paths blas checkpoint",
+    "options footprint machine",
     "shards",
     "kernels",
     "drafts targets pairs hub gguf catalog downloads wheels pairfile",
     "embedded draftcheck",
     "loading listing",
-    "session step text decode generation",
+    "session step ahead text decode adaptive tune generation",
     "prefix conversation selfcheck ties verification exactness",
-    "convert bench train tune serve doctor",
+    "convert bench train serve doctor",
     "cli",
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer.split()}

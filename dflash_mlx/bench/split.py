@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from ..decode import DraftDecoder, Result, first_token
 from ..drafts.dflash import DFlashDraft
+from ..drafts.shortlist import Proposal
 from ..kv import Scalar, State
 from ..loading import Pair
 from ..options import Options
@@ -77,7 +78,7 @@ class TimedStep(DraftStep):
 
     def propose(
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
-    ) -> tuple[mx.array, mx.array | None, State]:
+    ) -> tuple[Proposal, State]:
         made = super().propose(anchor, start, context, history, key)
         return self.clock.wait("draft", made)
 
@@ -100,7 +101,7 @@ class TimedDecoder(DraftDecoder):
         super().__init__(pair, session, replace(options, compiled=False), seed)
 
     def _step_of(self, target: Target, draft: DFlashDraft) -> DraftStep:
-        return TimedStep(target, draft, self.sampling, self._width, self.clock)
+        return TimedStep(target, draft, self.sampling, self._width, clock=self.clock)
 
     def next(self, anchor: int, room: int) -> Result:
         kernels = self.pair.kernels

@@ -24,7 +24,7 @@ from ..kv import KVCache, LayerView, Scalar, State, collect, masks, views
 from ..sampling import Sampling, log_distribution
 from .joined import Joined
 from .rope import Rotary
-from .shortlist import Shortlist, Wanted
+from .shortlist import Proposal, Shortlist, Wanted
 
 
 class Attention(nn.Module):
@@ -248,7 +248,7 @@ class DFlashDraft(nn.Module):
         anchor: mx.array,
         sampling: Sampling,
         key: mx.array,
-    ) -> tuple[mx.array, mx.array | None]:
+    ) -> Proposal:
         """Choose the drafted tokens; here each place by itself.
 
         Args:
@@ -258,15 +258,10 @@ class DFlashDraft(nn.Module):
             anchor: int32 [1].
             sampling: how the target's tokens are chosen.
             key: random key.
-
-        Returns:
-            int32 [width - 1]; None if `sampling` is greedy, else log q, float32
-            [width - 1, vocab]: row i is the very distribution that token i was drawn from, given
-            the tokens before it.
         """
         if isinstance(logits, Shortlist):
-            return logits.ids[:, 0], None
+            return Proposal(logits.ids[:, 0], None, logits.logits)
         if sampling.greedy:
-            return mx.argmax(logits, axis=-1).astype(mx.int32), None
+            return Proposal(mx.argmax(logits, axis=-1).astype(mx.int32), None, logits)
         logq = log_distribution(logits, sampling)
-        return mx.random.categorical(logq, key=key).astype(mx.int32), logq
+        return Proposal(mx.random.categorical(logq, key=key).astype(mx.int32), logq, logq)

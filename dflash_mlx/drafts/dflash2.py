@@ -23,7 +23,7 @@ from ..kv import LayerView
 from ..sampling import Sampling, log_distribution
 from .dflash import DFlashDraft, Layer
 from .rope import Rotary
-from .shortlist import Shortlist, Wanted
+from .shortlist import Proposal, Shortlist, Wanted
 
 
 class GroupedDynamicCausalConv(nn.Module):
@@ -155,7 +155,7 @@ class DFlash2Draft(DFlashDraft):
         anchor: mx.array,
         sampling: Sampling,
         key: mx.array,
-    ) -> tuple[mx.array, mx.array | None]:
+    ) -> Proposal:
         """Choose the drafted tokens, each behind the one before it; see `DFlashDraft.propose`.
 
         Filters and temperature work on the candidates' scores. The published code applies the
@@ -165,10 +165,12 @@ class DFlash2Draft(DFlashDraft):
         ids, scores = self.candidate_selector(hidden, logits, anchor)
         run = path(self.kernels, scores, sampled=not sampling.greedy)
         if sampling.greedy:
-            return run(scores, ids).drafted, None
+            best = run(scores, ids)
+            return Proposal(best.drafted, None, best.rows)
         logq = log_distribution(scores.reshape(-1, ids.shape[1]), sampling).reshape(scores.shape)
         # Gumbel's trick: the largest of log q + noise is drawn from q. Candidates before a place
         # may share its noise, as only one of them is on the path.
         found = run(logq, ids, mx.random.gumbel(ids.shape, key=key))
         everywhere = mx.full((ids.shape[0], self.config.vocab_size), -mx.inf)
-        return found.drafted, mx.put_along_axis(everywhere, ids, found.rows, axis=-1)
+        logq = mx.put_along_axis(everywhere, ids, found.rows, axis=-1)
+        return Proposal(found.drafted, logq, found.rows)

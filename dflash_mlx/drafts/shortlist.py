@@ -1,4 +1,4 @@
-"""Few of a place's logits, where a draft chooses among few."""
+"""What a draft chooses from, and what it chose."""
 
 from __future__ import annotations
 
@@ -19,3 +19,24 @@ class Shortlist(NamedTuple):
 
     ids: mx.array
     logits: mx.array
+
+
+class Proposal(NamedTuple):
+    """The drafted tokens of a block.
+
+    Attributes:
+        drafted: int32 [n].
+        logq: None where the most probable tokens were taken, else log q, float32 [n, vocab]: row i
+            is the very distribution that token i was drawn from, given the tokens before it.
+        rows: float32 [n, some], the scores of what token i was chosen among, given the tokens
+            before it. They say nothing of which one it became.
+    """
+
+    drafted: mx.array
+    logq: mx.array | None
+    rows: mx.array
+
+    @property
+    def certainty(self) -> mx.array:
+        """Probability of each place's most probable token by the draft, float32 [n]."""
+        return mx.exp(self.rows.max(axis=-1) - mx.logsumexp(self.rows, axis=-1))

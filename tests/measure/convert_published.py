@@ -66,7 +66,7 @@ def ours(folder: Path, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     hidden = hidden[:, 1:]
     logits = network.shape_logits(hidden @ mx.array(given["head"]).T)[0]
     anchor, key = mx.array([int(given["anchor"])], mx.int32), mx.random.key(0)
-    tokens, _ = network.propose(hidden[0], logits, anchor, Sampling(), key)
+    tokens, *_ = network.propose(hidden[0], logits, anchor, Sampling(), key)
     return {"hidden": np.array(hidden), "tokens": np.array(tokens)}
 
 

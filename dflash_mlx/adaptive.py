@@ -1,0 +1,148 @@
+"""Decoding with a width of its own for every round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from .ahead import SCALE, Ahead, AheadStep, Block
+from .decode import DraftDecoder, PlainDecoder, Result, read
+from .drafts.dflash import DFlashDraft
+from .loading import Pair
+from .options import Options
+from .session import Session
+from .targets.base import Target
+
+
+class Chooser(Protocol):
+    """What decides about widths; see `width.Policy`."""
+
+    def choose(self, certainty: Sequence[float], context: int, most: int) -> int:
+        """Tokens to verify, 1 to `most`; 0 to decode plainly for a while."""
+
+    def rest(self) -> int:
+        """For how many tokens."""
+
+    def learn(self, certainty: Sequence[float], verified: int, accepted: int) -> None:
+        """Take note of a round."""
+
+    def time(self, width: int, context: int, seconds: float) -> None:
+        """Take note of what it took; width 0 is a token decoded plainly."""
+
+
+class AdaptiveDecoder(DraftDecoder):
+    """DFlash with the width that `chooser` finds best, down to none.
+
+    Between rounds the context is as long as the target's cache, and the block behind the anchor is
+    drafted. While tokens are decoded plainly neither holds; the features of the tokens wait in
+    the session.
+
+    Attributes:
+        plain: what decodes plainly meanwhile.
+    """
+
+    def __init__(
+        self, pair: Pair, session: Session, options: Options, seed: int, chooser: Chooser
+    ) -> None:
+        super().__init__(pair, session, options, seed)
+        assert pair.draft is not None
+        self._size = pair.draft.config.block_size
+        self._chooser = chooser
+        self.plain = KeepingDecoder(pair, session, options, seed)
+        self._resting = 0
+        self._block: Block | None = None
+        self._certainty: list[float] = []
+
+    def next(self, anchor: int, room: int) -> Result:
+        if self._resting == 0:
+            if self._block is None:
+                self._open(anchor)
+            width = self._chooser.choose(self._certainty, self.session.cache.length, room)
+            if width:
+                return self._verify(anchor, room, width)
+            self._block, self._resting = None, self._chooser.rest()
+        self._resting -= 1
+        return self._timed(0, lambda: self.plain.next(anchor, min(room, self._resting + 1)))
+
+    def commit(self, anchor: int, tokens: Sequence[int]) -> None:
+        if self._block is None:
+            self.plain.commit(anchor, tokens)
+            return
+        self.session.commit([anchor, *tokens[:-1]], None)
+        self._context.commit(len(tokens))
+
+    def try_out(self, width: int) -> None:
+        """Run a round and leave everything as it was, but for rows that do not count."""
+        self._use(width)
+        self._guarded(0, self.pair.kernels.active)
+
+    def _open(self, anchor: int) -> None:
+        """Draft the first block, or the first one behind plain tokens."""
+        self.session.flush()
+        self._use(0)
+        self._guarded(anchor, self.pair.kernels.active)
+
+    def _verify(self, anchor: int, room: int, width: int) -> Result:
+        before = self._certainty
+        self._use(width)
+        result = self._timed(width, lambda: super(AdaptiveDecoder, self).next(anchor, room))
+        self._chooser.learn(before, width - 1, result[2])
+        return result
+
+    def _use(self, width: int) -> None:
+        self._width = width
+        self._arm()
+
+    def _step_of(self, target: Target, draft: DFlashDraft) -> AheadStep:
+        return AheadStep(target, draft, self.sampling, self._width)
+
+    def _timed(self, width: int, run: Callable[[], Result]) -> Result:
+        context, made = self.session.cache.length, len(self.pair.steps)
+        began = time.perf_counter()
+        result = run()
+        if len(self.pair.steps) == made:  # else it has waited for a compilation
+            self._chooser.time(width, context, time.perf_counter() - began)
+        return result
+
+    def _round(self, anchor: int, step: Any) -> Result:
+        cache, context = self.session.cache, self._context
+        start = cache.length
+        ahead = Ahead(
+            *self.run(
+                step,
+                mx.array([anchor], mx.int32),
+                self.scalar(start),
+                context.begin(start, step.width + self._size, self.compiled),
+                self.history(),
+                self.key(start),
+                # No variable may hold the old arrays, else rows would not be written in place.
+                cache.begin(start, step.width, self.compiled) if step.width else None,
+                self._block if step.width else None,
+            )
+        )
+        # As for fixed blocks: before anything is computed.
+        if ahead.state is not None:
+            cache.update(ahead.state)
+        context.update(ahead.context)
+        return self._take(ahead, step.width)
+
+    def _take(self, ahead: Ahead, width: int) -> Result:
+        """Read what a round brought, and hold on to the next block."""
+        mx.eval(ahead.packed, [part for part in ahead.block if part is not None])
+        packed, self._block = read(ahead.packed), ahead.block
+        self._certainty = [unit / SCALE for unit in packed[1 - self._size :]]
+        if not width:
+            return (), 0, 0
+        accepted, *tokens = packed[: 1 + width]
+        return tuple(tokens[: accepted + 1]), width - 1, accepted
+
+
+class KeepingDecoder(PlainDecoder):
+    """Plain decoding from which drafting can go on: it keeps the features."""
+
+    def commit(self, anchor: int, tokens: Sequence[int]) -> None:
+        assert self._features is not None
+        self.session.keep(anchor, self._features)

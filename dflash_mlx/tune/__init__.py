@@ -1,0 +1,1 @@
+"""What rounds take on this machine: measured once, stored, handed to the policy."""

@@ -1,0 +1,40 @@
+"""From a pair to the policy of one generation."""
+
+from __future__ import annotations
+
+from ..costs import Corrected, widths_of
+from ..loading import Pair
+from ..options import Options
+from ..width import Calibration, Policy
+from .measure import Progress, measure
+from .store import Record, read, setting_of, write
+
+
+def costs_of(pair: Pair, progress: Progress | None = None) -> Corrected:
+    """What rounds of `pair` take: known already, stored, or measured now and stored."""
+    if pair.costs is None:
+        setting = setting_of(pair)
+        record = read(setting.file)
+        if record is None or record.setting != setting:
+            record = Record(setting, measure(pair, progress=progress))
+            write(record)
+        pair.costs = Corrected(record.curve)
+    return pair.costs
+
+
+def policy_of(pair: Pair, options: Options) -> Policy:
+    """How widths of a generation are chosen.
+
+    What is learned of draft and machine stays with the pair. Where a seed is to reproduce a
+    sampled answer, though, widths may follow from the answer alone: nothing learned before is
+    used, and no clock.
+    """
+    assert pair.draft is not None
+    sampled, config = not options.sampling.greedy, pair.draft.config
+    costs, places = costs_of(pair), config.block_size - 1
+    if sampled and options.seed is not None:
+        costs, calibration = Corrected(costs.curve, still=True), Calibration(places)
+    else:
+        calibration = pair.calibrations.setdefault(sampled, Calibration(places))
+    ordered = sampled and config.dflash2 is not None
+    return Policy(costs, widths_of(config.block_size), calibration, ordered)
