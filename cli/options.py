@@ -205,8 +205,10 @@ class SpeculationOptions:
 
 def width(text: str | None) -> int | Literal["auto"] | None:
     """The library's form of a number of tokens verified per round."""
-    if text is None or text == "auto":
-        return text
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
     if not text.isdecimal():
         raise typer.BadParameter(f"{text!r} is neither a number nor auto", param_hint="--block")
     return int(text)

@@ -19,7 +19,7 @@ from typing import Protocol
 
 FORGET = 0.998  # of what calibration knows, kept per judged token
 ROUNDS = 24  # over about so many rounds the rate is averaged
-LOOKS = 6  # the same for what blocks promise
+LOOKS = 10  # the same for what blocks promise
 FIRST_REST, LONGEST_REST = 8, 128  # tokens decoded plainly before the next look
 TRIED = 2  # first rounds that are verified whatever they promise
 LIMIT = 8.0  # log-odds beyond which a probability says no more

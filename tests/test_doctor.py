@@ -340,7 +340,7 @@ def test_json() -> None:
     record = json.loads(result.stdout)
     assert list(record) == [
         *("versions", "tested_versions", "system", "machine", "blas", "kernels", "caches"),
-        *("self_check", "problems"),
+        *("self_check", "costs", "problems"),
     ]
     assert list(record["machine"]) == [
         *("name", "kind", "memory", "usable", "wired_limit", "dtype"),

@@ -142,7 +142,7 @@ def test_draft() -> None:
 def test_block() -> None:
     chat = hold("/block 3", "one")
     assert chat.answers[-1].drafted == 2 * chat.answers[-1].rounds
-    assert "block is 1, expected 2 to 64" in said("/block 1")[0]
+    assert "block is 1, expected 2 to 64, or auto" in said("/block 1")[0]
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_save_and_load(tmp_path: Path) -> None:
         ("/", "no command /; /help lists them"),
         ("/undo 3", "/undo takes no argument"),
         ("/draft maybe", "/draft is followed by on or off, not 'maybe'"),
-        ("/block", "/block is followed by a number of tokens, not ''"),
-        ("/block many", "/block is followed by a number of tokens, not 'many'"),
+        ("/block", "/block is followed by a number of tokens or auto, not ''"),
+        ("/block many", "/block is followed by a number of tokens or auto, not 'many'"),
         ("/save", "/save is followed by a file name"),
         ("/load", "/load is followed by a file name"),
     ],

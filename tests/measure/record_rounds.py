@@ -1,6 +1,6 @@
 """Records what the embedded draft proposes at every place of an answer, for the simulator.
 
-    python -m tests.measure.record_rounds rounds.jsonl [--tokens 200] [--block 8] [--kinds code,...]
+    python -m tests.measure.record_rounds tests/data/rounds.jsonl [--tokens 200] [--block 8]
 
 The text is the target's greedy one, so it is the same whatever widths are verified. A block is
 drafted behind every token of it: with that, a round of any width from any place can be replayed.
@@ -45,7 +45,7 @@ def record(pair: Pair, prompt: list[int], tokens: int) -> dict[str, Any]:
         anchor = mx.array(text[place : place + 1], mx.int32)
         ahead = step(anchor, place, context.begin(place, size, fixed=False), none, key)
         context.update(ahead.context)
-        certainty.append([round(p / SCALE, 6) for p in ahead.packed.tolist()])
+        certainty.append([round(p / SCALE, 4) for p in ahead.packed.tolist()])
         agreed.append(leading(ahead.block.drafted.tolist(), text[place + 1 :]))
     return {"prompt": len(prompt), "certainty": certainty[::-1], "agreed": agreed[::-1]}
 
@@ -77,7 +77,7 @@ def main() -> None:
             message = [{"role": "user", "content": item["prompt"]}]
             prompt = pair.tokenizer.apply_chat_template(message, add_generation_prompt=True)
             found = {"kind": item["kind"], **record(pair, prompt, args.tokens)}
-            print(json.dumps(found), file=out, flush=True)
+            print(json.dumps(found, separators=(",", ":")), file=out, flush=True)
             mean = sum(found["agreed"]) / max(1, len(found["agreed"]))
             print(f"{item['kind']:10} {len(found['agreed'])} places, {mean:.2f} agreed", flush=True)
 

@@ -1,0 +1,31 @@
+"""What the simulator says of the policy on recorded rounds; docs/tune.md has the figures."""
+
+import pytest
+
+from .measure import simulate
+from .measure.simulate import CURVES, RECORD, Always, Text, read, relative, seconds
+
+
+@pytest.mark.parametrize("name", ["M4 Pro, 27B in 4 bits", "M4 Pro, 35B-A3B in 4 bits"])
+def test_the_policy_against_other_rules(name: str) -> None:
+    table = {name: {k: simulate.simulate(t, CURVES[name]) for k, t in read(RECORD).items()}}
+    found = simulate.summary(table)
+    assert found["to_best_fixed_least"] > 0.97
+    assert found["to_plain_least"] > 0.95
+    assert found["mixed_to_best_rule_least"] > 1.0
+    assert found["to_oracle_mean"] > 0.8
+
+
+def test_time_adds_up() -> None:
+    text = Text("", 0, [[0.5] * 7] * 6, [2, 0, 0, 1, 0, 0])
+    curve = relative({1: 1.0, 4: 1.6}, draft=0.5, host=0.1)
+    # A draft, then rounds from places 0, 3 and 5: of 4 tokens, of 3, as more are not left, of 1.
+    assert seconds(text, Always(4), curve) == pytest.approx(0.6 + 2.2 + 2.0 + 1.6)
+    # The fastest way: three tokens in a round of 3, two in one of 2, the last one plainly.
+    assert simulate.oracle(text, curve) == pytest.approx(0.6 + 2.0 + 1.8 + 1.0)
+
+
+def test_the_record_holds_every_kind() -> None:
+    kinds = read(RECORD)
+    assert kinds.keys() == {"code", "math", "story", "json", "explain", "mixed"}
+    assert sum(len(t.agreed) for t in kinds["mixed"]) > 1500
