@@ -178,14 +178,34 @@ class Target:
         """The same model, run by these kernels; caches fit both."""
         return type(self)(self.model, self.taps, kernels)
 
+    def head_rows(self, ids: mx.array) -> mx.array:
+        """The rows of the head's matrix for some tokens [n, hidden_size], dense."""
+        module = self._head_module
+        if "scales" not in module:
+            rows: mx.array = module.weight[ids]
+            return rows
+        names = [name for name in ("weight", "scales", "biases") if name in module]
+        parts = {name: module[name][ids] for name in names}
+        return mx.dequantize(
+            parts["weight"],
+            parts["scales"],
+            parts.get("biases"),
+            group_size=module.group_size,
+            bits=module.bits,
+            mode=module.mode,
+            dtype=self.dtype,
+        )
+
+    @property
+    def _head_module(self) -> Any:
+        if "lm_head" in self.language_model:
+            return self.language_model.lm_head
+        return self.backbone.embed_tokens
+
     def _head(self) -> Any:
         """What the bare projection calls."""
-        if "lm_head" in self.language_model:
-            module = self.language_model.lm_head
-            call = module
-        else:
-            module = self.backbone.embed_tokens
-            call = module.as_linear
+        module = self._head_module
+        call = module if "lm_head" in self.language_model else module.as_linear
         weight = stored(module) if self.kernels.active else None
         return call if weight is None else Head(module, weight, self.kernels, call)
 
