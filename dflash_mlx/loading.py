@@ -146,6 +146,16 @@ def load(
     )
 
 
+def find_target(model: str, revision: str | None = None, quiet: bool = False) -> Path:
+    """The folder of a target by its name, fetched if need be; raises as `load`."""
+    return _target_folder(model, pairs.find(model), revision, quiet)
+
+
+def find_draft(model: str, draft: str | None, quiet: bool = False) -> tuple[Path, str]:
+    """Folder and name of a draft, by default the one known for `model`; raises as `load`."""
+    return _find_draft(model, draft, pairs.find(model), None, quiet)
+
+
 def read_draft(
     folder: Path,
     config: DraftConfig,

@@ -180,21 +180,7 @@ class Target:
 
     def head_rows(self, ids: mx.array) -> mx.array:
         """The rows of the head's matrix for some tokens [n, hidden_size], dense."""
-        module = self._head_module
-        if "scales" not in module:
-            rows: mx.array = module.weight[ids]
-            return rows
-        names = [name for name in ("weight", "scales", "biases") if name in module]
-        parts = {name: module[name][ids] for name in names}
-        return mx.dequantize(
-            parts["weight"],
-            parts["scales"],
-            parts.get("biases"),
-            group_size=module.group_size,
-            bits=module.bits,
-            mode=module.mode,
-            dtype=self.dtype,
-        )
+        return dense(self._head_module, ids)
 
     @property
     def _head_module(self) -> Any:
@@ -226,6 +212,24 @@ class Target:
         """Rows of the embedding, padding rows included."""
         table: nn.Embedding = self.backbone.embed_tokens
         return int(table.weight.shape[0])
+
+
+def dense(module: nn.Module, rows: mx.array | None = None) -> mx.array:
+    """The weight of a layer, or some of its rows, as a plain matrix."""
+    names = [name for name in ("weight", "scales", "biases") if name in module]
+    parts: dict[str, mx.array] = {
+        name: module[name] if rows is None else module[name][rows] for name in names
+    }
+    if "scales" not in parts:
+        return parts["weight"]
+    return mx.dequantize(
+        parts["weight"],
+        parts["scales"],
+        parts.get("biases"),
+        group_size=module.group_size,
+        bits=module.bits,
+        mode=module.mode,
+    )
 
 
 def soft_cap(logits: mx.array, cap: float) -> mx.array:

@@ -36,6 +36,12 @@ class Measured(NamedTuple):
     round_tokens: mx.array
     blocks: mx.array
 
+    @classmethod
+    def nothing(cls, rows: int) -> Measured:
+        """Of no packs, whose blocks have so many rows to predict."""
+        zero, each = mx.array(0.0), mx.zeros(rows)
+        return cls(zero, each, each, zero, zero)
+
     def __add__(self, other: Measured) -> Measured:  # type: ignore[override]
         return Measured(*(a + b for a, b in zip(self, other, strict=True)))
 

@@ -28,10 +28,12 @@ class Document:
     Attributes:
         ids: int32 [S], both.
         answer: place of the first token that the target wrote.
+        key: names it where its features are stored.
     """
 
     ids: Ints
     answer: int
+    key: str = ""
 
     @property
     def anchors(self) -> range:
