@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from .kv import KVCache, Scalar, State, Windows
 
@@ -92,6 +93,11 @@ class HybridCache(KVCache):
         if length == 0:
             self._forget()
         return length
+
+    def select(self, rows: mx.array) -> None:
+        """As for attention."""
+        super().select(rows)
+        self._passes = tree_map(lambda a: a if a is None else a[rows], self._passes)
 
     def arrays(self) -> list[mx.array]:
         """What must be evaluated for the last pass to be written."""

@@ -46,6 +46,8 @@ class Target:
 
     # How the kernel takes over a family's attention; None where it does not.
     softmax: Softmax | None = Softmax()
+    # Whether `forward` takes several texts at once, all at the same position.
+    batches = True
 
     def __init__(self, model: Any, taps: Sequence[int] = (), kernels: Kernels = OFF) -> None:
         self.model = model
