@@ -17,6 +17,7 @@ from .doctor import doctor
 from .models import EXAMPLES as MODELS_EXAMPLES
 from .models import models
 from .options import flags
+from .train import train
 from .verify import EXAMPLES as VERIFY_EXAMPLES
 from .verify import verify
 
@@ -68,3 +69,4 @@ app.command(epilog=MODELS_EXAMPLES)(models)
 app.command(epilog=DOCTOR_EXAMPLES)(flags(doctor))
 app.command(epilog=VERIFY_EXAMPLES)(flags(verify))
 app.add_typer(bench)
+app.add_typer(train)

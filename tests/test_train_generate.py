@@ -74,7 +74,7 @@ def test_a_loop_is_cut_behind_its_first_repetition(monkeypatch: pytest.MonkeyPat
 
 
 def asked(count: int) -> list[Asked]:
-    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
     return [Asked((("user", " ".join(words[: 1 + i % 7]) + str(i)),)) for i in range(count)]
 
 

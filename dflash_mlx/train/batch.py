@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 
@@ -67,7 +68,7 @@ def answer(
     while alive:
         key = mx.random.key((seed << 20) + start)
         tokens = choose(target.logits(hidden[:, -1:])[:, 0].astype(mx.float32), sampling, key)
-        for row, token in zip(alive, tokens.tolist(), strict=True):
+        for row, token in zip(alive, cast(list[int], tokens.tolist()), strict=True):
             row.take(start, token)
         kept = [i for i, row in enumerate(alive) if not row.reason]
         # Copying the cache costs about a step, so a few finished rows run on beside the others.

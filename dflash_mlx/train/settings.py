@@ -156,12 +156,12 @@ class EvaluationSettings:
 
     Attributes:
         every: steps between two evaluations; 0 evaluates at the end alone.
-        prompts: how many are decoded.
+        count: prompts that are decoded.
         patience: evaluations without a better one after which training ends; 0 never ends it.
     """
 
     every: int = 500
-    prompts: int = 24
+    count: int = 24
     max_tokens: int = 128
     patience: int = 0
 

@@ -8,18 +8,27 @@ the target's hidden states about as the target does, which is worth many steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
-from ..config import DFLASH_1, DFLASH_2, FULL, SLIDING
+from ..checkpoint import read_config
+from ..config import DFLASH_1, DFLASH_2, FULL, SLIDING, DraftConfig
+from ..drafts import draft_for
 from ..drafts.dflash import DFlashDraft
 from ..drafts.dflash2 import ConvolvedLayer, DFlash2Draft
-from ..errors import UsageError
+from ..drafts.quantised import is_quantised
+from ..errors import UnsupportedError, UsageError
 from ..fields import Fields
+from ..loading import read_draft
 from ..targets.base import Target, dense
+from .arrays import flat
+from .packing import Document
 from .settings import DraftSettings
 
 TAPS = 5
@@ -106,6 +115,44 @@ def _taps(wanted: tuple[int, ...], layers: int) -> tuple[int, ...]:
             f"taps are {list(wanted)}, expected ascending layers from 0 to {layers - 1}"
         )
     return wanted
+
+
+def free_token(documents: Sequence[Document], special: Sequence[int], known: int, rows: int) -> int:
+    """A token for masks: one that has a row in the target's embedding and stands in no text.
+
+    Args:
+        documents: the texts.
+        special: the tokenizer's special tokens.
+        known: ids that the tokenizer knows.
+        rows: of the embedding; those behind the known ones are the best choice.
+
+    Raises:
+        UsageError: every token occurs.
+    """
+    if rows > known:
+        return known
+    used: NDArray[np.bool_] = np.zeros(rows, np.bool_)
+    for document in documents:
+        used[document.ids] = True
+    for token in [*reversed(special), *range(rows - 1, -1, -1)]:
+        if not used[token]:
+            return int(token)
+    raise UsageError("every token of the vocabulary occurs in the texts; name one for masks")
+
+
+def existing(folder: Path, config: DraftConfig, vocabulary: int | None) -> DFlashDraft:
+    """A draft that exists, to be trained further; its parameters become float32.
+
+    Raises:
+        UnsupportedError: it is quantised.
+    """
+    if is_quantised(read_config(folder), str(folder)):
+        raise UnsupportedError(f"{folder} is quantised; train the draft it was made from")
+    draft = draft_for(config, vocabulary)
+    read = read_draft(folder, config, dtype="float32", vocabulary=vocabulary)
+    draft.load_weights(list(flat(read.parameters()).items()))
+    mx.eval(draft.parameters())
+    return draft
 
 
 def initialise(draft: DFlashDraft, target: Target, scale: mx.array, seed: int) -> None:
