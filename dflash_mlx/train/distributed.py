@@ -7,10 +7,11 @@ measures. `mlx.launch` starts them.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 import mlx.core as mx
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 T = TypeVar("T")
 
@@ -39,10 +40,17 @@ class Group:
         return self.rank == 0
 
     def sum(self, tree: T) -> T:
-        """The sum over all processes of every array in a tree."""
+        """The sum over all processes of every array in a tree of float32, evaluated."""
         if self.size == 1:
             return tree
-        return cast(T, tree_map(lambda a: mx.distributed.all_sum(a, group=self._group), tree))
+        # As one array: a single exchange, in no order that processes could differ in.
+        leaves = [a for _, a in cast(list[tuple[str, mx.array]], tree_flatten(tree))]
+        joined = mx.concatenate([a.reshape(-1) for a in leaves])
+        total = mx.distributed.all_sum(joined, group=self._group)
+        mx.eval(total)  # here, or a process that does not use it would keep the others waiting
+        ends = list(accumulate(a.size for a in leaves))
+        parts = iter(mx.split(total, ends[:-1]))
+        return cast(T, tree_map(lambda a: next(parts).reshape(a.shape), tree))
 
     def agree(self, value: float) -> float:
         """The value of the leading process; waits until it has one."""
