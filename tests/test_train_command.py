@@ -11,7 +11,6 @@ from typer.testing import CliRunner, Result
 from dflash_mlx.checkpoint import read_config
 from dflash_mlx.cli import app
 from dflash_mlx.config import DraftConfig
-from dflash_mlx.errors import DFlashError
 from dflash_mlx.loading import Pair, load, read_draft
 from dflash_mlx.train import project as stages
 from dflash_mlx.train.project import Project
@@ -144,13 +143,9 @@ def test_the_embedded_target_gets_a_draft(tmp_path: Path) -> None:
     done = train(
         *("smollm2-135m", "--prompts", tmp_path / "prompts.json", "--out", tmp_path / "out"),
         *("--settings", tmp_path / "s.toml", "--max-tokens", "8", "--layers", "1"),
-        *("--epochs", "2", "--negatives", "256", "--json"),
+        *("--epochs", "2", "--packs", "1", "--negatives", "256", "--json"),
     )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["steps"] == 2
-    # Too little trained to pass `draftcheck` is not what this draft is: it is what was exported.
-    try:
-        pair = load("smollm2-135m", str(tmp_path / "out" / "draft"), quiet=True)
-    except DFlashError as error:
-        pytest.fail(str(error))
+    pair = load("smollm2-135m", str(tmp_path / "out" / "draft"), quiet=True)
     assert pair.draft is not None and pair.draft.config.mask_token_id == 16
