@@ -274,3 +274,21 @@ def test_rows_of_a_quantised_head() -> None:
     assert "scales" in target.backbone.embed_tokens
     expected = target.head(hidden)[..., ids]
     assert mx.allclose(hidden @ target.head_rows(ids).T, expected, atol=1e-4).item()
+
+
+def test_bfloat16_computes_and_float32_keeps() -> None:
+    config = draft_config()
+    draft, target, batch = network(config), target_of(config), packed(config)
+    features = features_of(target, batch)
+    before = flat(draft.parameters())
+    exact, slopes = objective(target).gradients(draft, batch, DraftHead(target), features, 1.0)
+    half = objective(target, dtype=mx.bfloat16)
+    rough, found = half.gradients(draft, batch, DraftHead(target), features, 1.0)
+    assert rough.loss.item() != exact.loss.item()
+    assert rough.loss.item() == pytest.approx(exact.loss.item(), rel=0.05)
+    for name, value in flat(found).items():
+        expected = flat(slopes)[name]
+        assert value.dtype == mx.float32
+        distance = mx.linalg.norm(value - expected) / mx.linalg.norm(expected)
+        assert distance.item() < 0.2, name
+    assert all(mx.array_equal(before[k], v).item() for k, v in flat(draft.parameters()).items())

@@ -69,7 +69,6 @@ class DraftSettings:
         taps: how many layers of the target it reads, or which.
         mask_token: an id that no text contains.
         window: sliding window of all layers; unset lets them see everything.
-        vocabulary: the draft proposes only this many tokens, those most frequent in training.
         dflash2: whether it has convolutions and a selector.
     """
 
@@ -80,7 +79,6 @@ class DraftSettings:
     mask_token: int | None = None
     intermediate_size: int | None = None
     window: int | None = None
-    vocabulary: int | None = None
     dflash2: bool = False
 
     def __post_init__(self) -> None:

@@ -12,24 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from dflash_mlx.blas import prefer_openblas
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
 
-prefer_openblas()  # before anything imports mlx
-
-import mlx.core as mx  # noqa: E402
-import numpy as np  # noqa: E402
-from mlx.utils import tree_flatten  # noqa: E402
-
-from dflash_mlx.checkpoint import read_config  # noqa: E402
-from dflash_mlx.config import DraftConfig  # noqa: E402
-from dflash_mlx.drafts import draft_for  # noqa: E402
-from dflash_mlx.embedded import embedded_draft  # noqa: E402
-from dflash_mlx.loading import load  # noqa: E402
-from dflash_mlx.targets.base import Target  # noqa: E402
-from dflash_mlx.train.heads import Competition  # noqa: E402
-from dflash_mlx.train.loss import Weighting  # noqa: E402
-from dflash_mlx.train.objective import Objective  # noqa: E402
-from dflash_mlx.train.packing import Document, Pack, choose_anchors, pack  # noqa: E402
+from dflash_mlx.checkpoint import read_config
+from dflash_mlx.config import DraftConfig
+from dflash_mlx.drafts import draft_for
+from dflash_mlx.embedded import embedded_draft
+from dflash_mlx.loading import load
+from dflash_mlx.targets.base import Target
+from dflash_mlx.train.heads import Competition
+from dflash_mlx.train.loss import Weighting
+from dflash_mlx.train.objective import Objective
+from dflash_mlx.train.packing import Document, Pack, choose_anchors, pack
 
 TEXTS, LENGTH, ANCHORS, REPEATS = 4, 160, 48, 5
 
