@@ -46,6 +46,14 @@ def test_every_kind_of_round_is_measured(family: str, compiled: bool) -> None:
     assert [t for r in done for t in r.tokens] == plain_ids(family, PROMPT, 30)
 
 
+def test_a_limit_ends_the_repetition() -> None:
+    pair = make_pair("llama", random_draft(draft_config(block_size=2)))
+    seen: list[tuple[int, int]] = []
+    measure.measure(pair, (20, 30), 50, lambda *done: seen.append(done), limit=0.0)
+    assert len(seen) == 2 * (measure.FEWEST + 1) * 4
+    assert seen[-1][0] < seen[-1][1] == 2 * 51 * 4
+
+
 def test_parts_follow_from_rounds() -> None:
     times = {PLAIN: 1.0, 0: 0.3, 1: 1.5, 2: 1.6, 4: 2.2}
     curve = measure._curve((1, 2, 4), (10,), [times])
@@ -110,7 +118,7 @@ def test_a_damaged_file_is_measured_anew(
     pair = tiny_pair()
     path = write(Record(setting_of(pair), linear(4, 0.1)))
     path.write_text(text)
-    monkeypatch.setattr(choose, "measure", lambda pair, progress: linear(4, 0.7))
+    monkeypatch.setattr(choose, "measure", lambda pair, **_: linear(4, 0.7))
     with caplog.at_level(logging.WARNING, "dflash_mlx"):
         assert costs_of(pair).curve == linear(4, 0.7)
     assert [str(path) in line.getMessage() for line in caplog.records] == [True]
@@ -120,7 +128,7 @@ def test_a_damaged_file_is_measured_anew(
 def test_once_per_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
-    def counted(pair: Any, progress: Any) -> Any:
+    def counted(pair: Any, **_: Any) -> Any:
         calls.append(pair.name)
         return linear(4, 0.1)
 

@@ -9,6 +9,8 @@ from ..width import Calibration, Policy
 from .measure import Progress, measure
 from .store import Record, read, setting_of, write
 
+FIRST_USE = 6.0  # seconds, where nobody asked for a measurement
+
 
 def costs_of(pair: Pair, progress: Progress | None = None) -> Corrected:
     """What rounds of `pair` take: known already, stored, or measured now and stored."""
@@ -16,7 +18,7 @@ def costs_of(pair: Pair, progress: Progress | None = None) -> Corrected:
         setting = setting_of(pair)
         record = read(setting.file)
         if record is None or record.setting != setting:
-            record = Record(setting, measure(pair, progress=progress))
+            record = Record(setting, measure(pair, progress=progress, limit=FIRST_USE))
             write(record)
         pair.costs = Corrected(record.curve)
     return pair.costs

@@ -7,6 +7,7 @@ hits them alike; of each the median counts.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -20,7 +21,8 @@ from ..session import Session
 
 CONTEXTS = (256, 4096)
 REPEATS = 5
-AHEAD = 3  # plain tokens timed together, as each is issued before the one before it is read
+FEWEST = 3  # of them where time runs out
+AHEAD = 2  # plain tokens timed together, as each is issued before the one before it is read
 PLAIN = -1
 
 Progress = Callable[[int, int], None]
@@ -31,6 +33,7 @@ def measure(
     contexts: Sequence[int] = CONTEXTS,
     repeats: int = REPEATS,
     progress: Progress | None = None,
+    limit: float = math.inf,
 ) -> CostCurve:
     """Measure a pair.
 
@@ -40,6 +43,7 @@ def measure(
             left out.
         repeats: rounds of each kind that count, besides one that warms up.
         progress: called with rounds done and to do.
+        limit: seconds after which rounds that have counted FEWEST times are not repeated.
 
     Raises:
         UsageError: the pair has no draft, or no length fits.
@@ -55,10 +59,13 @@ def measure(
     kinds = (PLAIN, 0, *widths_of(block))
     total, done = len(fitting) * (repeats + 1) * len(kinds), 0
     found = []
-    for context in fitting:
+    for place, context in enumerate(fitting, 1):
+        until = time.perf_counter() + limit / len(fitting)
         rounds = _Rounds(pair, context)
         times: dict[int, list[float]] = {kind: [] for kind in kinds}
         for turn in range(repeats + 1):
+            if turn > FEWEST and time.perf_counter() > until:
+                break
             for kind in kinds if turn % 2 else reversed(kinds):
                 seconds = rounds.time(kind)
                 if turn:
@@ -67,6 +74,7 @@ def measure(
                 if progress:
                     progress(done, total)
         found.append({kind: median(values) for kind, values in times.items()})
+        done = place * (repeats + 1) * len(kinds)
     return _curve(widths_of(block), fitting, found)
 
 
