@@ -165,15 +165,15 @@ def test_the_split_is_decided_by_the_prompt_alone() -> None:
 def test_stored_features_are_those_computed(tmp_path: Path) -> None:
     target = plain_pair(draft_config()).target
     documents = texts(3)
-    scale = measure(target, documents)
+    scale = measure(Features(target), documents)
     steps = list(store(target, documents[:2], tmp_path))
     assert steps == [(2, 2)]
     assert list(store(target, documents, tmp_path)) == [(1, 1)]
     assert index(tmp_path).keys() == {"0", "1", "2"}
     anchors = [np.array([7], np.int32)] * 3
     blocks = pack(documents, anchors, 4, 63)
-    stored = Features(target, scale, tmp_path)(blocks)
-    fresh = Features(target, scale)(blocks)
+    stored = Features(target, tmp_path).scaled(scale, blocks)
+    fresh = Features(target).scaled(scale, blocks)
     assert stored.dtype == mx.float32
     assert mx.allclose(stored, fresh, rtol=2**-7, atol=1e-6).item()
     files = sum(f.stat().st_size for f in tmp_path.glob("texts-*"))

@@ -13,9 +13,9 @@ from dflash_mlx.train.settings import (
     FitSettings,
     Settings,
     TargetSettings,
-    parse,
     read_settings,
 )
+from dflash_mlx.train.tables import parse
 
 SETTINGS = Settings(
     TargetSettings('a "model"', bits=4, think=True),
