@@ -158,7 +158,7 @@ class Fit:
                 reached = found.tokens_per_round
                 state.append(self.folder, {"evaluation": found.as_dict(), "step": progress.step})
                 watch(found)
-            if reached > progress.best or self.evaluate is None:
+            if reached > progress.best or not progress.best:
                 self.keep(self.draft)
         reached = group.agree(reached)
         if reached > progress.best:

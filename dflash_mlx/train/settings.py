@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..errors import UsageError
@@ -79,6 +79,8 @@ class DraftSettings:
     dflash2: bool = False
 
     def __post_init__(self) -> None:
+        if not self.fresh and replace(self, start="target") != DraftSettings():
+            raise UsageError(f"{self.start} has a shape of its own; set nothing else of the draft")
         _check("layers", self.layers, 1)
         _check("block_size", self.block_size, 2, 64)
 
@@ -159,6 +161,12 @@ class EvaluationSettings:
     count: int = 24
     max_tokens: int = 128
     patience: int = 0
+
+    def __post_init__(self) -> None:
+        _check("every", self.every, 0)
+        _check("count", self.count, 1)
+        _check("max_tokens", self.max_tokens, 2)
+        _check("patience", self.patience, 0)
 
 
 @dataclass(frozen=True)
