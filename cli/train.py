@@ -175,18 +175,27 @@ def opened(folder: Path) -> Project:
 
 
 def _generate(project: Project, view: View) -> None:
+    _alone()
     with view.bar("answering", None) as advance:
         for tally in project.generate():
             advance(tally.done, tally.total, view.tally(tally))
 
 
 def _features(project: Project, view: View) -> None:
+    _alone()
     if not project.settings.fit.store:
         return
     view.say(f"features take {project.feature_bytes / 1e9:.2f} GB in {project.folder}/features")
     with view.bar("features", None) as advance:
         for done, total in project.store_features():
             advance(done, total)
+
+
+def _alone() -> None:
+    from dflash_mlx.train.distributed import Group
+
+    if Group().size > 1:
+        raise UsageError("only `train fit` runs in several processes; run the other stages alone")
 
 
 def _fit(project: Project, view: View, shown: Shown) -> None:

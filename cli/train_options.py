@@ -133,7 +133,8 @@ def settings_of(
     import tomllib
 
     from dflash_mlx.errors import UsageError
-    from dflash_mlx.train.settings import Settings, parse
+    from dflash_mlx.train.settings import Settings
+    from dflash_mlx.train.tables import parse
 
     try:
         raw: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}

@@ -64,6 +64,23 @@ def test_all_stages(tiny: Pair, tmp_path: Path) -> None:
     assert "n-gram table" in table and "all" in table
 
 
+@pytest.mark.parametrize(
+    "more",
+    [["--dflash2"], ["--no-store", "--loss", "dpace", "--negatives", "8", "--save-memory"]],
+    ids=["dflash2", "other ways"],
+)
+def test_all_stages_otherwise(tiny: Pair, tmp_path: Path, more: list[str]) -> None:
+    done = train(*began(tmp_path, *SMALL, *more))
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "out" / "draft"
+    config = DraftConfig.from_dict(read_config(folder), "exported")
+    assert (config.dflash2 is not None) == ("--dflash2" in more)
+    read_draft(folder, config)
+    assert train("evaluate", tmp_path / "out").exit_code == 0
+    stored = list((tmp_path / "out" / "features").glob("texts-*"))
+    assert bool(stored) == ("--no-store" not in more)
+
+
 def test_stage_by_stage_is_the_same(tiny: Pair, tmp_path: Path) -> None:
     whole = tmp_path / "out"
     assert train(*began(tmp_path, *SMALL)).exit_code == 0

@@ -1,7 +1,6 @@
 """The first stage: prompts, and answers that are the target's own, a batch at a time."""
 
 import json
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from dflash_mlx.train import batch
 from dflash_mlx.train import generate as stage
 from dflash_mlx.train.batch import Answer, answer, repeated
 from dflash_mlx.train.features import Features, compute, index, measure, store, stored_bytes
-from dflash_mlx.train.generate import Tally, generate, read_texts
+from dflash_mlx.train.generate import generate, read_texts
 from dflash_mlx.train.packing import pack
 from dflash_mlx.train.prompts import Asked, read_prompts
 from dflash_mlx.train.settings import DataSettings
@@ -115,7 +114,6 @@ def test_prompts_go_through_the_chat_template(tmp_path: Path) -> None:
     (text,) = read_texts(tmp_path)
     prompt = pair.tokenizer.decode(text.document.ids[: text.document.answer].tolist())
     assert prompt == "<|user|>alpha0<|end|><|assistant|>"
-    assert isinstance(Tally(0, 0, 0, Counter()).reasons, Counter)
 
 
 def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
@@ -165,15 +163,15 @@ def test_the_split_is_decided_by_the_prompt_alone() -> None:
 def test_stored_features_are_those_computed(tmp_path: Path) -> None:
     target = plain_pair(draft_config()).target
     documents = texts(3)
-    scale = measure(target, documents)
+    scale = measure(Features(target), documents)
     steps = list(store(target, documents[:2], tmp_path))
     assert steps == [(2, 2)]
     assert list(store(target, documents, tmp_path)) == [(1, 1)]
     assert index(tmp_path).keys() == {"0", "1", "2"}
     anchors = [np.array([7], np.int32)] * 3
     blocks = pack(documents, anchors, 4, 63)
-    stored = Features(target, scale, tmp_path)(blocks)
-    fresh = Features(target, scale)(blocks)
+    stored = Features(target, tmp_path).scaled(scale, blocks)
+    fresh = Features(target).scaled(scale, blocks)
     assert stored.dtype == mx.float32
     assert mx.allclose(stored, fresh, rtol=2**-7, atol=1e-6).item()
     files = sum(f.stat().st_size for f in tmp_path.glob("texts-*"))

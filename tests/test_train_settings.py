@@ -13,9 +13,9 @@ from dflash_mlx.train.settings import (
     FitSettings,
     Settings,
     TargetSettings,
-    parse,
     read_settings,
 )
+from dflash_mlx.train.tables import parse
 
 SETTINGS = Settings(
     TargetSettings('a "model"', bits=4, think=True),
@@ -53,6 +53,8 @@ def test_what_is_not_given_has_its_default(tmp_path: Path) -> None:
         ("[fit]\nbetas = [0.9]", "betas"),
         ('[fit]\nloss = "kl"', "expected one of exponential, dpace"),
         ("[draft]\nblock_size = 65", "expected 2 to 64"),
+        ('[draft]\nstart = "d"\nlayers = 2', "d has a shape of its own"),
+        ("[evaluation]\ncount = 0", "count is 0, expected 1 or more"),
         ('[draft]\ntaps = "all"', "expected a list of numbers"),
         ("fit = 3", "expected a table"),
     ],

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Training:
         self.folder = folder
         self.pair = plain_pair(self.config)
         self.documents = texts(count)
-        self.scale = measure(self.pair.target, self.documents)
+        self.scale = measure(Features(self.pair.target), self.documents)
         self.draft = draft_for(self.config)
         initialise(self.draft, self.pair.target, self.scale, 0)
 
@@ -74,7 +74,7 @@ class Training:
             draft=self.draft,
             objective=Objective(target, weighting, 1 << 28),
             competition=Competition(target, negatives=self.settings.negatives),
-            features=Features(target, self.scale),
+            features=partial(Features(target).scaled, self.scale),
             schedule=Schedule(
                 self.documents, self.settings, self.config.block_size, self.config.mask_token_id
             ),

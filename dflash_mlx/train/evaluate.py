@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..drafts.dflash import DFlashDraft
 from ..generation import rounds
 from ..loading import Pair
 from ..options import Options
@@ -124,7 +125,7 @@ class Judge:
         return Document(np.array(ids, np.int32), len(prompt.ids)), stats
 
 
-def with_draft(pair: Pair, draft: Any) -> Pair:
+def with_draft(pair: Pair, draft: DFlashDraft) -> Pair:
     """The same pair with another draft."""
     return replace(pair, draft=draft, steps={}, trials={})
 

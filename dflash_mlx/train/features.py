@@ -8,7 +8,7 @@ goes into `fc` when the draft is exported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,8 +21,6 @@ SHARD = 64  # texts of a file
 CHUNK = 2048  # tokens of a pass of the target
 SCALED_ON = 64  # texts that the scale is taken from
 SCALE = "scale.safetensors"
-
-Progress = Callable[[int, int], None]
 
 
 def compute(target: Target, document: Document) -> mx.array:
@@ -48,31 +46,28 @@ def stored_bytes(target: Target, documents: Sequence[Document]) -> int:
 
 
 class Features:
-    """Features of packs, from a folder where they are and from the target where they are not.
+    """Features of texts, from a folder where they are and from the target where they are not.
 
     Args:
         target: with the draft's taps.
-        scale: what they are divided by, float32 [taps * hidden_size].
         folder: where stored ones are; None computes all.
     """
 
-    def __init__(self, target: Target, scale: mx.array, folder: Path | None = None) -> None:
+    def __init__(self, target: Target, folder: Path | None = None) -> None:
         self.target = target
-        self.scale = scale
         self._files = index(folder) if folder else {}
 
-    def __call__(self, pack: Pack) -> mx.array:
-        """Float32 [S, taps * hidden_size], scaled."""
-        return mx.concatenate([self._read(d) for d in pack.documents]).astype(mx.float32) / (
-            self.scale
-        )
-
-    def _read(self, document: Document) -> mx.array:
+    def __call__(self, document: Document) -> mx.array:
+        """[S, taps * hidden_size] as the target makes them."""
         file = self._files.get(document.key)
         if file is None:
             return compute(self.target, document)
         # The file is read as far as is used, and let go with the array.
         return read_arrays(file)[document.key]
+
+    def scaled(self, scale: mx.array, pack: Pack) -> mx.array:
+        """Those of a pack [S, taps * hidden_size], divided by `scale`, float32."""
+        return mx.concatenate([self(d) for d in pack.documents]).astype(mx.float32) / scale
 
 
 def index(folder: Path) -> dict[str, Path]:
@@ -98,22 +93,22 @@ def store(target: Target, documents: Sequence[Document], folder: Path) -> Iterat
         yield first + len(part), len(missing)
 
 
-def scale_of(target: Target, documents: Sequence[Document], folder: Path) -> mx.array:
+def scale_of(features: Features, documents: Sequence[Document], folder: Path) -> mx.array:
     """The usual size of each dimension [taps * hidden_size], measured once and kept in `folder`."""
     file = folder / SCALE
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         step = max(1, len(documents) // SCALED_ON)
-        write_arrays(file, {"scale": measure(target, documents[::step][:SCALED_ON])})
+        write_arrays(file, {"scale": measure(features, documents[::step][:SCALED_ON])})
     return read_arrays(file)["scale"]
 
 
-def measure(target: Target, documents: Sequence[Document]) -> mx.array:
+def measure(features: Features, documents: Sequence[Document]) -> mx.array:
     """Root mean square per dimension over what answers, float32."""
     total, count = mx.array(0.0), 0
     for document in documents:
         # Not from the first tokens of a text, where a few dimensions are huge.
-        rows = compute(target, document)[document.answer :].astype(mx.float32)
+        rows = features(document)[document.answer :].astype(mx.float32)
         total, count = total + (rows * rows).sum(axis=0), count + len(rows)
         mx.eval(total)
     return mx.maximum(mx.sqrt(total / count), 1e-6)

@@ -98,9 +98,10 @@ class Fit:
             if group.leads:
                 state.append(self.folder, {**asdict(report), "step": progress.step})
             last = progress.step == self.schedule.steps
-            if last or (self.evaluate_every and progress.step % self.evaluate_every == 0):
+            judged = last or (self.evaluate_every and progress.step % self.evaluate_every == 0)
+            if judged:
                 progress = self._evaluate(progress, group, watch)
-            if group.leads and (last or progress.step % self.settings.save_every == 0):
+            if group.leads and (judged or progress.step % self.settings.save_every == 0):
                 state.save(self.folder, self.draft, optimiser, progress)
         return progress
 
@@ -157,7 +158,7 @@ class Fit:
                 reached = found.tokens_per_round
                 state.append(self.folder, {"evaluation": found.as_dict(), "step": progress.step})
                 watch(found)
-            if reached > progress.best or self.evaluate is None:
+            if reached > progress.best or not progress.best:
                 self.keep(self.draft)
         reached = group.agree(reached)
         if reached > progress.best:

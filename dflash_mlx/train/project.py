@@ -44,7 +44,7 @@ from .prompts import Asked, read_prompts
 from .schedule import Schedule
 from .settings import Settings
 from .start import existing, free_token, initialise, new_config, random_start
-from .state import Progress
+from .state import Progress, keep_settings
 
 STORED = "bfloat16"  # as the published drafts are
 
@@ -140,13 +140,18 @@ class Project:
     @cached_property
     def scale(self) -> mx.array:
         """The usual size of the features, per dimension."""
-        return features.scale_of(self.tapped.target, self.documents, self.folder / "features")
+        return features.scale_of(self._features, self.documents, self.folder / "features")
+
+    @cached_property
+    def _features(self) -> features.Features:
+        folder = self.folder / "features" if self.settings.fit.store else None
+        return features.Features(self.tapped.target, folder)
 
     def fit(self, watch: Watch = lambda _: None, group: Group | None = None) -> Progress:
         """The third stage: train, and leave the best draft in `draft/`."""
         settings, target = self.settings.fit, self.tapped.target
-        self._check_fit_settings()
-        folder = self.folder / "features" if settings.store else None
+        folder = self.folder / "fit"
+        keep_settings(folder, [asdict(self.settings.draft), asdict(settings)])
         weighting = Weighting(settings.loss, settings.gamma, settings.alpha)
         evaluation = self.settings.evaluation
         judge = self.judge(evaluation.count) if self.prompts[1] else None
@@ -160,12 +165,12 @@ class Project:
                 TYPES[settings.dtype],
             ),
             competition=Competition(target, negatives=settings.negatives),
-            features=features.Features(target, self.scale, folder),
+            features=partial(self._features.scaled, self.scale),
             schedule=Schedule(
                 self.documents, settings, self.config.block_size, self.config.mask_token_id
             ),
             settings=settings,
-            folder=self.folder / "fit",
+            folder=folder,
             keep=self._keep,
             evaluate=partial(self._decode, judge) if judge else None,
             evaluate_every=evaluation.every,
@@ -250,16 +255,3 @@ class Project:
 
     def _keep(self, draft: DFlashDraft) -> None:
         export(draft, self.scale, STORED, self.raw, self.folder / "draft")
-
-    def _check_fit_settings(self) -> None:
-        """A fit goes on with the settings it began with, or its curve would mean nothing."""
-        file = self.folder / "fit" / "settings.json"
-        now = json.dumps([asdict(self.settings.draft), asdict(self.settings.fit)])
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(now, encoding="utf-8")
-        elif file.read_text(encoding="utf-8") != now:
-            raise UsageError(
-                f"{file.parent} was begun with other settings of the draft or the fit; remove it "
-                "to begin again, or put the old settings back"
-            )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError
+from .tables import parse, to_toml
 
-T = TypeVar("T")
 FILE = "train.toml"
 HEADER = "# Written by dflash-mlx train; `--resume` reads it.\n"
 
@@ -82,6 +79,8 @@ class DraftSettings:
     dflash2: bool = False
 
     def __post_init__(self) -> None:
+        if not self.fresh and replace(self, start="target") != DraftSettings():
+            raise UsageError(f"{self.start} has a shape of its own; set nothing else of the draft")
         _check("layers", self.layers, 1)
         _check("block_size", self.block_size, 2, 64)
 
@@ -163,6 +162,12 @@ class EvaluationSettings:
     max_tokens: int = 128
     patience: int = 0
 
+    def __post_init__(self) -> None:
+        _check("every", self.every, 0)
+        _check("count", self.count, 1)
+        _check("max_tokens", self.max_tokens, 2)
+        _check("patience", self.patience, 0)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -201,50 +206,6 @@ def read_settings(path: Path) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML file: {error}") from error
     return parse(Settings, raw, str(path))
-
-
-def parse(kind: type[T], raw: dict[str, Any], where: str) -> T:
-    """A dataclass from a table of TOML, every value checked against its type."""
-    hints = get_type_hints(kind)
-    if unknown := sorted(raw.keys() - hints.keys()):
-        raise UsageError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(hints)}")
-    values = {name: _value(hints[name], value, f"{where}: {name}") for name, value in raw.items()}
-    try:
-        return kind(**values)
-    except TypeError:
-        missing = [name for name in ("target", "data", "model", "prompts") if name in hints]
-        raise UsageError(f"{where}: {' or '.join(missing)} is missing") from None
-
-
-def to_toml(tables: dict[str, Any]) -> str:
-    """Tables of plain values as TOML; what is None is left out."""
-    lines: list[str] = []
-    for name, table in tables.items():
-        lines.append(f"\n[{name}]")
-        # JSON's strings, numbers, booleans and lists are TOML's, too.
-        lines += [f"{k} = {json.dumps(v)}" for k, v in table.items() if v is not None]
-    return "\n".join(lines) + "\n"
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} is {value!r}, expected a table")
-        return parse(hint, value, where)  # type: ignore[arg-type]
-    if isinstance(hint, UnionType):
-        hint = next(kind for kind in get_args(hint) if kind is not type(None))
-    if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_value(get_args(hint)[0], one, where) for one in value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if get_origin(hint) is tuple or type(value) is not hint:
-        raise UsageError(f"{where} is {value!r}, expected {_name(hint)}")
-    return value
-
-
-def _name(hint: Any) -> str:
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    return names.get(hint, "a list of numbers")
 
 
 def _check(name: str, value: float, low: float, high: float | None = None) -> None:

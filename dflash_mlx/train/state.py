@@ -14,6 +14,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
 from ..drafts.dflash import DFlashDraft
+from ..errors import UsageError
 from ..paths import whole_folder
 from .arrays import flat, read_arrays, write_arrays
 
@@ -61,6 +62,23 @@ def restore(folder: Path, draft: DFlashDraft, optimiser: optim.Optimizer) -> Pro
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     temporary.replace(folder / LOG)
     return progress
+
+
+def keep_settings(folder: Path, settings: Any) -> None:
+    """Write down what a fit began with, or refuse to go on with something else.
+
+    Raises:
+        UsageError: it began with other settings, so that its curve would mean nothing.
+    """
+    file, now = folder / "settings.json", json.dumps(settings)
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(now, encoding="utf-8")
+    elif file.read_text(encoding="utf-8") != now:
+        raise UsageError(
+            f"{folder} was begun with other settings of the draft or the fit; remove it to begin "
+            "again, or put the old settings back"
+        )
 
 
 def append(folder: Path, line: dict[str, Any]) -> None:
