@@ -14,6 +14,7 @@ from dflash_mlx.pairs import EMBEDDED
 from .options import Bits, Dtype, SamplingOptions, Use, option
 
 if TYPE_CHECKING:
+    from dflash_mlx.bench.records import Block
     from dflash_mlx.bench.run import Plan
     from dflash_mlx.loading import Pair
 
@@ -145,6 +146,13 @@ class DrawOptions(SamplingOptions):
     ] = 0
 
 
+def _block(text: str) -> Block | None:
+    """A block size, or auto; None for anything else."""
+    if text == "auto":
+        return "auto"
+    return int(text) if text.isdecimal() and 2 <= int(text) <= 64 else None
+
+
 @dataclass(frozen=True)
 class MeasureOptions:
     """How each prompt is answered."""
@@ -153,7 +161,7 @@ class MeasureOptions:
         str | None,
         _measured(
             "--block",
-            help="Tokens verified per round, several as in 4,8,16; by default the draft's own",
+            help="Tokens verified per round, several as in 4,8,auto; by default the draft's own",
             metavar="N,...",
         ),
     ] = None
@@ -184,18 +192,16 @@ class MeasureOptions:
             raise typer.BadParameter(f"--baseline {unknown[0]!r} is none of {', '.join(BASELINES)}")
 
     @property
-    def blocks(self) -> list[int]:
+    def blocks(self) -> list[Block]:
         """Every block size; none for the draft's own."""
-        try:
-            blocks = [int(part) for part in (self.block or "").split(",") if part.strip()]
-        except ValueError:
-            blocks = [0]
-        if any(not 2 <= block <= 64 for block in blocks) or (self.block and not blocks):
+        parts = [part.strip() for part in (self.block or "").split(",") if part.strip()]
+        blocks = [_block(part) for part in parts]
+        if None in blocks or (self.block and not blocks):
             raise typer.BadParameter(
-                f"{self.block!r} is not a list of numbers from 2 to 64, as in 4,8,16",
+                f"{self.block!r} is not a list of numbers from 2 to 64 and auto, as in 4,8,auto",
                 param_hint="--block",
             )
-        return list(dict.fromkeys(blocks))
+        return list(dict.fromkeys(block for block in blocks if block))
 
     @property
     def baselines(self) -> list[str]:

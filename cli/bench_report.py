@@ -114,7 +114,8 @@ class Report:
         there = {(e["pair"], e["dataset"], e["arm"]) for e in self.recording.splits}
         for arm in arms:
             where = {"pair": name, "dataset": problems.dataset, "arm": arm.name}
-            if arm.kind != "dflash" or tuple(where.values()) in there:
+            # Rounds of another width each have no parts to be averaged.
+            if not isinstance(arm.block, int) or tuple(where.values()) in there:
                 continue
             self.say(f"{name}: {problems.dataset}, parts of a round")
             options = replace(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """Examples:
   dflash-mlx bench gsm8k
-  dflash-mlx bench gsm8k humaneval -m Qwen3-4B --bits 4 --block 4,8,16 --run-code
+  dflash-mlx bench gsm8k humaneval -m Qwen3-4B --bits 4 --block 4,8,auto --run-code
   dflash-mlx bench mt-bench --baseline plain --baseline mlx-lm --json run.json --html run.html
   dflash-mlx bench gsm8k --limit 100 --resume run.json
   dflash-mlx bench gsm8k --endpoint http://localhost:8080/v1 --endpoint-model NAME"""

@@ -19,6 +19,7 @@ from .doctor import doctor
 from .models import EXAMPLES as MODELS_EXAMPLES
 from .models import models
 from .options import flags
+from .train import train
 from .tune import tune
 from .verify import EXAMPLES as VERIFY_EXAMPLES
 from .verify import verify
@@ -73,3 +74,4 @@ app.command(epilog=VERIFY_EXAMPLES)(flags(verify))
 app.command(epilog=CONVERT_EXAMPLES)(flags(convert))
 app.add_typer(bench)
 app.add_typer(tune)
+app.add_typer(train)

@@ -182,6 +182,11 @@ class KVCache:
             self.state["base"] = [0] * len(self.state["base"])
         return self.length
 
+    def select(self, rows: mx.array) -> None:
+        """Where a batch is decoded, keep only these of its texts, int32 [n]."""
+        layers = [pair and [a[rows] for a in pair] for pair in self.state["layers"]]
+        self.state = {"base": self.state["base"], "layers": layers}
+
     def skip(self, length: int) -> None:
         """Go on at position `length` without the rows before it (all layers must slide)."""
         assert None not in self.windows

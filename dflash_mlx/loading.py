@@ -234,7 +234,7 @@ def _check_options(bits: int | None, draft_bits: int | None, dtype: str | None) 
         raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
 
 
-def find_target(model: str, revision: str | None, quiet: bool) -> Path:
+def find_target(model: str, revision: str | None = None, quiet: bool = False) -> Path:
     """The folder of a target, fetched if it is not there.
 
     Raises ModelNotFoundError for a name that leads nowhere, UnsupportedError for a known family
@@ -262,7 +262,7 @@ def _fetch(repo: str, known: pairs.Known | None, revision: str | None, quiet: bo
 
 
 def find_draft(
-    model: str, draft: str | None, revision: str | None, quiet: bool
+    model: str, draft: str | None, revision: str | None = None, quiet: bool = False
 ) -> tuple[Path, str]:
     """Folder and name of a draft, fetched if it is not there: the one named, or the target's.
 

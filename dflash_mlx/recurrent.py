@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from .kv import KVCache, Scalar, State, Windows
 
@@ -97,6 +98,11 @@ class HybridCache(KVCache):
         """As for attention; the state is that of the last pass."""
         super().stretch(length)
         self._first = length - self._rows
+
+    def select(self, rows: mx.array) -> None:
+        """As for attention."""
+        super().select(rows)
+        self._passes = tree_map(lambda a: a if a is None else a[rows], self._passes)
 
     def arrays(self) -> list[mx.array]:
         """What must be evaluated for the last pass to be written."""

@@ -23,6 +23,7 @@ from dflash_mlx.sampling import Sampling
 from dflash_mlx.targets.base import Target
 
 from .bench_records import turn
+from .choosers import Script, scripted
 from .test_verification import COUNT, PROMPT, nudged
 from .tiny import options, tiny_pair
 
@@ -193,6 +194,17 @@ def test_tau_is_that_of_the_raw_rounds(pair: Pair) -> None:
     found = drafts([said.rounds])
     assert found is not None
     assert found.tau_pooled == sum(len(r.tokens) for r in raw) / len(raw)
+
+
+def test_tau_counts_rounds_that_verify_nothing(pair: Pair) -> None:
+    """With block auto some rounds are plain decoding: they are rounds all the same."""
+    with scripted(Script([3, 0, 1])):
+        (plain, found), *_ = run(pair, "p", arms_for(pair, ["plain"], ["auto"]), THREE, PLAN)
+    assert (found.arm, found.verdict) == ("dflash auto", "identical")
+    (turn,) = found.turns
+    assert sum(r.kept for r in turn.rounds) == turn.tokens - 1
+    assert {0, 2} <= {r.drafted for r in turn.rounds}
+    assert plain.turns[0].rounds == ()
 
 
 def test_times_agree_with_a_clock_outside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,5 +134,5 @@ def test_every_other_type_is_unpacked_in_slabs_as_by_its_authors(monkeypatch, na
 
 def test_k_quants_without_their_package_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UsageError, match=r"Q4_K tensors needs .*pip install 'dflash-mlx\[gguf\]'"):
+    with pytest.raises(UsageError, match=r"Q4_K tensors needs .*pip install '\.\[gguf\]'"):
         blocks.unpack(12, np.zeros(144, np.uint8))

@@ -15,6 +15,7 @@ from .repetition import repetition
 
 Kind = Literal["plain", "dflash", "mlx-lm", "endpoint"]
 Verdict = Literal["identical", "tie", "bug"]
+Block = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class Arm:
 
     Attributes:
         kind: plain is our loop without a draft, mlx-lm its own `stream_generate`.
-        block: tokens verified per round; None where nothing is drafted.
+        block: tokens verified per round, "auto" for what promises most in each; None where nothing
+            is drafted.
     """
 
     kind: Kind
-    block: int | None = None
+    block: Block | None = None
 
     @property
     def name(self) -> str:

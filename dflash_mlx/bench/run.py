@@ -17,11 +17,11 @@ from ..sampling import Sampling
 from ..verification import Comparison, explain
 from .data.problems import Problem, Problems
 from .data.scoring import score
-from .records import Answer, Arm, Key, Turn, Verdict
+from .records import Answer, Arm, Block, Key, Turn, Verdict
 from .talk import Talk, Talks
 
 WARM_TOKENS = 64
-JUDGED_WIDTH = 8  # rows of the second reading where nothing was drafted
+JUDGED_WIDTH = 8  # rows of the second reading where no block size is fixed
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Said:
     failed: str | None = None
 
 
-def arms_for(pair: Pair, baselines: Sequence[str], blocks: Sequence[int]) -> tuple[Arm, ...]:
+def arms_for(pair: Pair, baselines: Sequence[str], blocks: Sequence[Block]) -> tuple[Arm, ...]:
     """The arms of a pair: what is compared with first, then DFlash with every block.
 
     Args:
@@ -67,7 +67,7 @@ def arms_for(pair: Pair, baselines: Sequence[str], blocks: Sequence[int]) -> tup
     """
     arms = [Arm("mlx-lm" if name == "mlx-lm" else "plain") for name in baselines]
     if pair.draft is not None:
-        own = (pair.draft.config.block_size,)
+        own: tuple[Block, ...] = (pair.draft.config.block_size,)
         arms += [Arm("dflash", block) for block in blocks or own]
     return tuple(arms)
 
@@ -127,19 +127,18 @@ def ask_all(
 
 
 def judge(
-    pair: Pair, sampling: Sampling, block: int | None, base: Said, found: Said
+    pair: Pair, sampling: Sampling, block: Block | None, base: Said, found: Said
 ) -> tuple[Verdict, str | None] | None:
     """Whether a greedy conversation is the baseline's; None where there is nothing to compare.
 
     A turn behind one that differs had another prompt, and is not compared.
     """
     verdict: Verdict | None = None
+    width = block if isinstance(block, int) else JUDGED_WIDTH
     for index, (old, new) in enumerate(zip(base.turns, found.turns, strict=False)):
         if base.prompts[index] != found.prompts[index]:
             break
-        compared = explain(
-            pair, base.prompts[index], list(old.ids), list(new.ids), sampling, block or JUDGED_WIDTH
-        )
+        compared = explain(pair, base.prompts[index], list(old.ids), list(new.ids), sampling, width)
         verdict = compared.verdict
         if verdict != "identical":
             return verdict, describe(compared, index)

@@ -166,15 +166,15 @@ def turn_of(pieces: Iterable[Piece]) -> Turn:
     ids: list[int] = []
     rounds: list[Drafting] = []
     parts: dict[bool, list[str]] = {False: [], True: []}
-    last, drafted = None, 0
+    last, drafted, counted = None, 0, 0
     for piece in pieces:
         parts[piece.thinking].append(piece.text)
         if piece.response is last:
             continue
         last = piece.response
         ids += last.tokens
-        if last.stats.drafted > drafted:
-            new = last.stats.drafted - drafted
+        if last.stats.rounds > counted:
+            new, counted = last.stats.drafted - drafted, last.stats.rounds
             rounds.append(Drafting(new, last.accepted, len(last.tokens)))
             drafted += new
     assert last is not None, "an answer has one response at least"
@@ -183,7 +183,7 @@ def turn_of(pieces: Iterable[Piece]) -> Turn:
         cached_tokens=last.stats.cached_tokens,
         ids=tuple(ids),
         tokens=len(ids),
-        rounds=tuple(rounds),
+        rounds=tuple(rounds) if drafted else (),  # in plain decoding every token is one
         ttft_s=last.stats.ttft_s,
         decode_s=last.stats.decode_s,
         peak_bytes=mx.get_peak_memory(),

@@ -27,7 +27,7 @@ def model_card(plans: Sequence[Plan], name: str) -> bytes:
     lines += [_what(plans), ""]
     for plan in plans:
         lines += [f"## {plan.part.capitalize()}", "", *_facts(plan), ""]
-    lines += ["## Use", "", "```sh", "pip install dflash-mlx", _command(plans, name), "```", ""]
+    lines += ["## Use", "", "```sh", _command(plans, name), "```", ""]
     lines += [f"Made by dflash-mlx convert ({_versions()}). The originals' licences apply."]
     return ("\n".join(lines) + "\n").encode()
 

@@ -52,8 +52,7 @@ def unpack(kind: int, raw: Bytes) -> Floats:
         from gguf.quants import dequantize
     except ImportError:
         raise UsageError(
-            f"a GGUF with {layout.name} tensors needs the package gguf: "
-            "pip install 'dflash-mlx[gguf]'"
+            f"a GGUF with {layout.name} tensors needs the package gguf: pip install '.[gguf]'"
         ) from None
     blocks = raw.reshape(-1, layout.nbytes)
     values: Floats = dequantize(blocks, GGMLQuantizationType(kind)).astype(np.float32)

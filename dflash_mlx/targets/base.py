@@ -46,6 +46,8 @@ class Target:
 
     # How the kernel takes over a family's attention; None where it does not.
     softmax: Softmax | None = Softmax()
+    # Whether `forward` takes several texts at once, all at the same position.
+    batches = True
 
     def __init__(self, model: Any, taps: Sequence[int] = (), kernels: Kernels = OFF) -> None:
         self.model = model
@@ -178,14 +180,20 @@ class Target:
         """The same model, run by these kernels; caches fit both."""
         return type(self)(self.model, self.taps, kernels)
 
+    def head_rows(self, ids: mx.array) -> mx.array:
+        """The rows of the head's matrix for some tokens [n, hidden_size], dense."""
+        return dense(self._head_module, ids)
+
+    @property
+    def _head_module(self) -> Any:
+        if "lm_head" in self.language_model:
+            return self.language_model.lm_head
+        return self.backbone.embed_tokens
+
     def _head(self) -> Any:
         """What the bare projection calls."""
-        if "lm_head" in self.language_model:
-            module = self.language_model.lm_head
-            call = module
-        else:
-            module = self.backbone.embed_tokens
-            call = module.as_linear
+        module = self._head_module
+        call = module if "lm_head" in self.language_model else module.as_linear
         weight = stored(module) if self.kernels.active else None
         return call if weight is None else Head(module, weight, self.kernels, call)
 
@@ -206,6 +214,24 @@ class Target:
         """Rows of the embedding, padding rows included."""
         table: nn.Embedding = self.backbone.embed_tokens
         return int(table.weight.shape[0])
+
+
+def dense(module: nn.Module, rows: mx.array | None = None) -> mx.array:
+    """The weight of a layer, or some of its rows, as a plain matrix."""
+    names = [name for name in ("weight", "scales", "biases") if name in module]
+    parts: dict[str, mx.array] = {
+        name: module[name] if rows is None else module[name][rows] for name in names
+    }
+    if "scales" not in parts:
+        return parts["weight"]
+    return mx.dequantize(
+        parts["weight"],
+        parts["scales"],
+        parts.get("biases"),
+        group_size=module.group_size,
+        bits=module.bits,
+        mode=module.mode,
+    )
 
 
 def soft_cap(logits: mx.array, cap: float) -> mx.array:

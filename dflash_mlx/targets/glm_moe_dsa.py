@@ -142,6 +142,8 @@ class Sorted:
 class GlmMoeDsaTarget(MlaTarget):
     """`model_type: glm_moe_dsa` and `deepseek_v32`."""
 
+    batches = False  # the rows of a pass take the place of a batch in mlx-lm's module
+
     def layer_windows(self) -> Windows:
         """Two streams per layer, both full: latents, and keys of the indexer."""
         return (None,) * (2 * len(self.layers))

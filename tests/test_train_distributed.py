@@ -1,0 +1,38 @@
+"""Two processes with a share of the packs each learn what one learns from all of them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from dflash_mlx.train.arrays import read_arrays
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = Path(sys.executable).with_name("mlx.launch")
+
+
+def run(folder: Path, processes: int) -> tuple[list[str], Path]:
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.train_ranks", str(folder)]
+    if processes > 1:
+        command = [str(LAUNCH), "-n", str(processes), "--backend", "ring", "--", *command]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return (folder / "result.txt").read_text().split(), folder
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    (size, *losses), one = run(tmp_path / "one", 1)
+    (sizes, *shared), two = run(tmp_path / "two", 2)
+    assert (size, sizes) == ("1", "2") and len(losses) == 4
+    assert [float(x) for x in shared] == pytest.approx([float(x) for x in losses], rel=1e-4)
+    for name in ("gradients", "weights"):
+        expected = read_arrays(one / f"{name}.safetensors")
+        found = read_arrays(two / f"{name}.safetensors")
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            largest = mx.abs(value).max().item()
+            assert mx.abs(found[key] - value).max().item() <= 1e-4 * largest + 1e-7, key
