@@ -190,12 +190,6 @@ class DraftDecoder(Decoder):
         return features
 
 
-def decoder_for(pair: Pair, session: Session, options: Options, seed: int) -> Decoder:
-    """The decoder that `options` asks for and the pair allows."""
-    kind = DraftDecoder if pair.draft is not None and options.speculate else PlainDecoder
-    return kind(pair, session, options, seed)
-
-
 def first_token(logits: mx.array, prompt: Sequence[int], sampling: Sampling, seed: int) -> int:
     """The token behind the prompt from its last logits [1, vocab]."""
     history = recent(prompt, sampling.history)[None] if sampling.history else None
