@@ -176,7 +176,7 @@ class MeasureOptions:
     ] = None
     max_tokens: Annotated[
         int, _measured("--max-tokens", "-n", help="Most tokens of an answer", metavar="N")
-    ] = 256
+    ] = 128
     repeat: Annotated[int, _measured("--repeat", help="Passes over all prompts", metavar="N")] = 1
     think: Annotated[
         bool | None, _measured("--think/--no-think", help="Whether a model that can think should")

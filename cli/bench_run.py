@@ -52,7 +52,7 @@ class SetOptions:
     ] = None
     limit: Annotated[
         int, _problems("--limit", help="Prompts of each set, 0 for all", metavar="N")
-    ] = 10
+    ] = 8
     offline: Annotated[
         bool, _problems("--offline", help="Take what is here, at least a small sample of ours")
     ] = False
