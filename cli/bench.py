@@ -34,7 +34,7 @@ class Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from dflash_mlx.bench.data.sets import SETS
+        from dflash_mlx.bench.data.table import SETS
 
         rows = "\n".join(f"  {known.name:12} {known.title}" for known in SETS)
         self.epilog = f"Sets:\n{rows}\n\n{EXAMPLES}"
