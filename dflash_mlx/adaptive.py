@@ -62,9 +62,10 @@ class AdaptiveDecoder(DraftDecoder):
             if self._block is None:
                 self._open(anchor)
             width = self._chooser.choose(self._certainty, self.session.cache.length, room)
+            width = self.pair.ranks.agree(width)  # others have their own clock
             if width:
                 return self._verify(anchor, room, width)
-            self._block, self._rest = None, self._chooser.rest()
+            self._block, self._rest = None, self.pair.ranks.agree(self._chooser.rest())
             self._resting, self._began = self._rest, time.perf_counter()
         return self._decode_plainly(anchor, room)
 

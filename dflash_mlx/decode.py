@@ -13,6 +13,7 @@ from .drafts.dflash import DFlashDraft
 from .kv import Scalar
 from .loading import Pair
 from .options import Options
+from .ranks import ALONE, Ranks
 from .sampling import Sampling, process
 from .session import Session
 from .step import DraftStep, PlainStep, choose
@@ -190,11 +191,17 @@ class DraftDecoder(Decoder):
         return features
 
 
-def first_token(logits: mx.array, prompt: Sequence[int], sampling: Sampling, seed: int) -> int:
+def first_token(
+    logits: mx.array,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    seed: int,
+    ranks: Ranks = ALONE,
+) -> int:
     """The token behind the prompt from its last logits [1, vocab]."""
     history = recent(prompt, sampling.history)[None] if sampling.history else None
     key = round_key(seed, len(prompt) - 1)
-    return read(choose(process(logits, history, sampling), sampling, key))[0]
+    return read(ranks.decide(choose(process(logits, history, sampling), sampling, key)))[0]
 
 
 def read(packed: mx.array) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import mlx.core as mx
 
@@ -20,6 +20,7 @@ from .decode import Decoder, DraftDecoder, PlainDecoder, first_token
 from .errors import UsageError
 from .loading import Pair
 from .options import AUTO, Options
+from .ranks import Ranks
 from .session import Progress, Session
 from .stats import Round, Stats
 from .text import TextStream
@@ -75,28 +76,36 @@ def rounds(
         UsageError: the prompt is empty or longer than the context, or an option does not fit.
     """
     options = options or Options()
-    session = session or Session(pair.target, pair.draft)
     limit = _limit(pair, prompt, options)
     if limit == 0:
         yield Round((), 0, 0, "length")
         return
-    seed = secrets.randbits(32) if options.seed is None else options.seed
-    logits, cached = session.prefill(prompt, chunk=options.prefill_chunk, progress=progress)
-    if stats is not None:
-        stats.prompt_tokens, stats.cached_tokens = len(prompt), cached
-    anchor = first_token(logits, prompt, options.sampling, seed)
-    room = limit - 1
-    ending = _ending((anchor,), room, pair.eos_ids)
-    yield Round((anchor,), 0, 0, ending)
+    ranks = pair.ranks
+    what = {"prompt": list(prompt), "options": asdict(options), "drafts": pair.draft is not None}
+    with ranks.running("answer", session=ranks.name(session), **what):
+        session = session or Session(pair.target, pair.draft)
+        seed = secrets.randbits(32) if options.seed is None else options.seed
+        logits, cached = session.prefill(
+            prompt, chunk=options.prefill_chunk, progress=_reporting(progress, ranks)
+        )
+        if stats is not None:
+            stats.prompt_tokens, stats.cached_tokens = len(prompt), cached
+        anchor = first_token(logits, prompt, options.sampling, seed, ranks)
+        room = limit - 1
+        ending = _ending((anchor,), room, pair.eos_ids)
+        with ranks.outside(ending is not None):
+            yield Round((anchor,), 0, 0, ending)
 
-    decoder = _decoder(pair, session, options, seed)
-    while ending is None:
-        tokens, drafted, accepted = decoder.next(anchor, room)
-        tokens = _cut(tokens, room, pair.eos_ids)
-        decoder.commit(anchor, tokens)
-        anchor, room = tokens[-1], room - len(tokens)
-        ending = _ending(tokens, room, pair.eos_ids)
-        yield Round(tokens, drafted, min(accepted, len(tokens)), ending)
+        decoder = _decoder(pair, session, options, seed) if ending is None else None
+        while decoder is not None and ending is None:
+            ranks.go_on()
+            tokens, drafted, accepted = decoder.next(anchor, room)
+            tokens = _cut(tokens, room, pair.eos_ids)
+            decoder.commit(anchor, tokens)
+            anchor, room = tokens[-1], room - len(tokens)
+            ending = _ending(tokens, room, pair.eos_ids)
+            with ranks.outside(ending is not None):
+                yield Round(tokens, drafted, min(accepted, len(tokens)), ending)
 
 
 def stream_generate(
@@ -149,6 +158,18 @@ def generate(
 ) -> str:
     """Generate the whole text; arguments as `stream_generate`."""
     return "".join(r.text for r in stream_generate(pair, prompt, options, session))
+
+
+def _reporting(progress: Progress | None, ranks: Ranks) -> Progress:
+    """Behind each chunk of a prefill: report it, and see whether all go on."""
+
+    def report(done: int, total: int) -> None:
+        if progress:
+            with ranks.outside():
+                progress(done, total)
+        ranks.go_on()
+
+    return report
 
 
 def _decoder(pair: Pair, session: Session, options: Options, seed: int) -> Decoder:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from . import pairfile, pairs
+from . import pairfile, pairs, sharding
 from .checkpoint import AGAIN, check_names, read_config, read_tensors
 from .config import DraftConfig
 from .costs import Corrected
@@ -26,6 +26,7 @@ from .embedded import embedded_draft, embedded_target
 from .errors import CheckpointError, ModelNotFoundError, PairError, UsageError
 from .hub import fetch, is_repo_id
 from .kernels.choice import OFF, Kernels
+from .ranks import ALONE, Ranks
 from .targets import family_of, target_for
 from .targets.base import Target
 from .trial import Trial
@@ -35,6 +36,7 @@ from .width import Calibration
 UNREADABLE = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 BITS = (4, 8)
+Original = Callable[[], DFlashDraft]
 
 
 @dataclass(eq=False)
@@ -76,6 +78,11 @@ class Pair:
         draft = self.draft.with_kernels(self.kernels) if self.draft else None
         return self.target.with_kernels(self.kernels), draft
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the target."""
+        return self.target.ranks
+
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a text, with the tokenizer's special tokens unless the text begins with them."""
         if not isinstance(prompt, str):
@@ -98,6 +105,7 @@ def load(
     draft_revision: str | None = None,
     check: bool = True,
     quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Pair:
     """Load a target and its draft.
 
@@ -117,50 +125,69 @@ def load(
         check: refuse a draft that does not work as it was loaded (`draftcheck`). False is for
             measuring one that is known not to; a text is the target's own either way.
         quiet: show no progress.
+        ranks: the processes that share the target, each of which calls this; without kernels.
 
     Raises:
         DFlashError: one line that says what was given, what was expected and what to do.
     """
     _check_options(bits, draft_bits, dtype)
-    chosen = Kernels(kernels)
-    known = pairs.find(model)
-    target_folder = find_target(model, revision, quiet)
-    pair = pairfile.find(target_folder)
-    if pair is not None:
-        pair.check()
-        target_folder = pair.target
-    raw = read_config(target_folder)
-    family_of(raw.get("model_type"), model)
-    found = None
-    if speculate and pair is not None and draft is None:
-        found = pair.draft, f"{model}/{pairfile.DRAFT}"
-    elif speculate:
-        found = find_draft(model, draft, draft_revision, quiet)
-    config = None
-    if found is not None:
-        config = DraftConfig.from_dict(read_config(found[0]), f"{found[1]}/config.json")
-        check_fit(config, raw, model, found[1])
-    lm, tokenizer = _load_target(target_folder, raw, bits, dtype)
-    target = target_for(lm, config.taps if config else ())
-    network = None
-    if found is not None and config is not None:
-        # The config counts rows of the head; only the tokenizer tells padding from tokens.
-        vocabulary = max(tokenizer.get_vocab().values()) + 1 if config.dflash2 else None
-        config = config.on_scaled_embeddings(target.embed_scale)
-        original = partial(read_draft, found[0], config, vocabulary=vocabulary)
-        network = original(bits=draft_bits, dtype=dtype)
-        if check:
-            check_draft(target, network, tokenizer.encode(TEXT), found[1], original, draft_bits)
-    return Pair(
-        target=target,
-        draft=network,
-        tokenizer=tokenizer,
-        eos_ids=frozenset(tokenizer.eos_token_ids),
-        max_context=_text(raw).get("max_position_embeddings") or 8192,
-        name=known.name if known and model.lower() == known.name.lower() else model,
-        draft_name=found[1] if found else None,
-        kernels=chosen,
-    )
+    chosen = Kernels(kernels) if ranks.size == 1 else _shared_kernels(kernels)
+
+    def read() -> tuple[Pair, Original | None]:
+        """The pair by files alone, and what reads its draft as it is stored."""
+        known = pairs.find(model)
+        target_folder = find_target(model, revision, quiet)
+        pair = pairfile.find(target_folder)
+        if pair is not None:
+            pair.check()
+            target_folder = pair.target
+        raw = read_config(target_folder)
+        family_of(raw.get("model_type"), model)
+        sharding.check(_text(raw), model, ranks)
+        found = None
+        if speculate and pair is not None and draft is None:
+            found = pair.draft, f"{model}/{pairfile.DRAFT}"
+        elif speculate:
+            found = find_draft(model, draft, draft_revision, quiet)
+        config = None
+        if found is not None:
+            config = DraftConfig.from_dict(read_config(found[0]), f"{found[1]}/config.json")
+            check_fit(config, raw, model, found[1])
+        lm, tokenizer = _load_target(target_folder, raw, bits, dtype, model, ranks)
+        target = target_for(lm, config.taps if config else (), ranks)
+        network = original = None
+        if found is not None and config is not None:
+            # The config counts rows of the head; only the tokenizer tells padding from tokens.
+            vocabulary = max(tokenizer.get_vocab().values()) + 1 if config.dflash2 else None
+            config = config.on_scaled_embeddings(target.embed_scale)
+            original = partial(read_draft, found[0], config, vocabulary=vocabulary)
+            network = original(bits=draft_bits, dtype=dtype)
+        made = Pair(
+            target=target,
+            draft=network,
+            tokenizer=tokenizer,
+            eos_ids=frozenset(tokenizer.eos_token_ids),
+            max_context=_text(raw).get("max_position_embeddings") or 8192,
+            name=known.name if known and model.lower() == known.name.lower() else model,
+            draft_name=found[1] if found else None,
+            kernels=chosen,
+        )
+        return made, original
+
+    loaded, original = ranks.together(read)
+    if check and loaded.draft is not None and original is not None:
+        with ranks.meeting():
+            ids = loaded.tokenizer.encode(TEXT)
+            name = str(loaded.draft_name)
+            check_draft(loaded.target, loaded.draft, ids, name, original, draft_bits)
+    return loaded
+
+
+def _shared_kernels(wanted: str) -> Kernels:
+    """What ranks run by: MLX's own operations, so that none is timed or refused on one alone."""
+    if wanted == "on":
+        raise UsageError("--kernels on needs a single process; several run without kernels")
+    return Kernels("off")
 
 
 def read_draft(
@@ -312,7 +339,12 @@ def check_fit(config: DraftConfig, raw: dict[str, Any], model: str, draft: str) 
 
 
 def _load_target(
-    folder: Path, raw: dict[str, Any], bits: int | None, dtype: str | None
+    folder: Path,
+    raw: dict[str, Any],
+    bits: int | None,
+    dtype: str | None,
+    name: str,
+    ranks: Ranks,
 ) -> tuple[Any, Any]:
     import mlx_lm
     from mlx_lm.utils import quantize_model
@@ -336,6 +368,10 @@ def _load_target(
             raise UsageError(f"{folder} is quantised already; leave out --bits")
         with redirect_stdout(sys.stderr):  # where it reports what it did
             lm, _ = quantize_model(lm, config, GROUP_SIZE, bits)
+    sharding.cut(lm, name, ranks)
+    if ranks.size > 1:  # layer by layer: what is read for a part of one is dropped again
+        for layer in sharding.text_part(lm).model.layers:
+            mx.eval(layer.parameters())
     mx.eval(lm.parameters())
     lm.eval()
     return lm, tokenizer

@@ -84,6 +84,8 @@ class Session:
                 length = 0
         if self.cache.trim(length) != length:
             length = 0
+        if not self.target.ranks.same(length):  # where only some of them have sliding layers
+            length = 0
         if length == 0:
             self.cache.trim(0)
             if self.context is not None:

@@ -45,7 +45,8 @@ class PlainStep:
         else:
             logits = process(self.target.logits(hidden)[0], rows, self.sampling)
             token = choose(logits, self.sampling, key)
-        return mx.concatenate([mx.zeros(1, mx.int32), token]), features, state
+        packed = mx.concatenate([mx.zeros(1, mx.int32), token])
+        return self.target.ranks.decide(packed), features, state
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,8 @@ class DraftStep:
         hidden = hidden[:, 1:]
         # The draft does not know its own block while it draws it, only what stands before.
         logits = self._logits(hidden.astype(self.target.dtype), _histories(history, anchor))
-        return self.draft.propose(hidden[0], logits, anchor, self.sampling, key), context
+        proposal = self.draft.propose(hidden[0], logits, anchor, self.sampling, key)
+        return proposal._replace(drafted=self.target.ranks.decide(proposal.drafted)), context
 
     def verify(
         self, block: mx.array, start: Scalar, state: State, history: mx.array
@@ -138,9 +140,11 @@ class DraftStep:
     ) -> mx.array:
         """What of the drafted tokens is kept, and the bonus, as `accept` packs them."""
         if self.sampling.greedy:
-            return accept_greedy(drafted, judged)
-        assert logq is not None
-        return accept_sampled(drafted, logq, judged, key)
+            packed = accept_greedy(drafted, judged)
+        else:
+            assert logq is not None
+            packed = accept_sampled(drafted, logq, judged, key)
+        return self.target.ranks.decide(packed)
 
     def _logits(self, hidden: mx.array, history: mx.array | None) -> mx.array | Shortlist:
         """What the draft chooses from, behind hidden states [1, width - 1, hidden_size]."""

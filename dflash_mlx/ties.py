@@ -11,7 +11,7 @@ that is further behind the best one has another cause.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Literal, NamedTuple, cast
 
@@ -118,13 +118,16 @@ def read_twice(
     Returns:
         one `Position` per token of the text.
     """
-    given = _Given(target, prompt, text, sampling or Sampling())
-    first, *more = offsets
-    ids, narrow = given.contenders(given.best(width, first))
-    noise = given.noise(ids, narrow, width, first)
-    for offset in more:
-        noise = mx.maximum(noise, given.noise(ids, narrow, width, offset))
-    return _positions(ids, narrow, noise)
+    sampling, (first, *more) = sampling or Sampling(), tuple(offsets)
+    what = {"prompt": list(prompt), "text": list(text), "width": width}
+    how = {"sampling": asdict(sampling), "offsets": [first, *more]}
+    with target.ranks.running("read", **what, **how):
+        given = _Given(target, prompt, text, sampling)
+        ids, narrow = given.contenders(given.best(width, first))
+        noise = given.noise(ids, narrow, width, first)
+        for offset in more:
+            noise = mx.maximum(noise, given.noise(ids, narrow, width, offset))
+        return _positions(ids, narrow, noise)
 
 
 class Reader:

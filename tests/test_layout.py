@@ -23,14 +23,14 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = (
     "errors fields rope implemented trial config",
     "sampling accept stats width costs kv recurrent paths blas checkpoint",
-    "options footprint machine",
-    "shards",
+    "options footprint machine ranks",
+    "shards sharding",
     "kernels",
     "drafts targets pairs hub gguf catalog downloads wheels pairfile",
     "embedded draftcheck",
     "loading listing",
     "session step ahead text decode adaptive tune generation",
-    "prefix conversation selfcheck ties verification exactness",
+    "prefix conversation selfcheck ties verification exactness several",
     "convert bench train serve doctor",
     "cli",
 )

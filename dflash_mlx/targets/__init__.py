@@ -14,6 +14,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from ..errors import UnsupportedError
+from ..ranks import ALONE, Ranks
 from .base import Target
 
 TARGETS = {
@@ -43,15 +44,15 @@ TARGETS = {
 }
 
 
-def target_for(model: Any, taps: Sequence[int] = ()) -> Target:
-    """Wrap a model that `mlx_lm.load` returned.
+def target_for(model: Any, taps: Sequence[int] = (), ranks: Ranks = ALONE) -> Target:
+    """Wrap a model that `mlx_lm.load` returned, or this rank's part of it.
 
     Raises:
         UnsupportedError: the family is not known here.
         PairError: a tap lies outside the model.
     """
     module, name = family_of(model.model_type, "the target").split(":")
-    target: Target = getattr(import_module(f".{module}", __name__), name)(model, taps)
+    target: Target = getattr(import_module(f".{module}", __name__), name)(model, taps, ranks=ranks)
     return target
 
 

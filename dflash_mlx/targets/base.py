@@ -23,6 +23,8 @@ from ..kernels.head import Head
 from ..kernels.head_topk import TopK
 from ..kernels.linear import stored
 from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks, views
+from ..ranks import ALONE, Ranks
+from ..sharding import layers_of
 from .attending import Softmax, attended
 from .experts import experts
 
@@ -42,6 +44,7 @@ class Target:
         model: the model as `mlx_lm.load` returns it.
         taps: zero-based ids of the layers whose output makes up the features.
         kernels: what to run passes of few rows by.
+        ranks: the processes that run it together; the model holds this one's part of it.
     """
 
     # How the kernel takes over a family's attention; None where it does not.
@@ -49,11 +52,19 @@ class Target:
     # Whether `forward` takes several texts at once, all at the same position.
     batches = True
 
-    def __init__(self, model: Any, taps: Sequence[int] = (), kernels: Kernels = OFF) -> None:
+    def __init__(
+        self,
+        model: Any,
+        taps: Sequence[int] = (),
+        kernels: Kernels = OFF,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.model = model
         self.taps = tuple(taps)
         self.kernels = kernels
+        self.ranks = ranks
         self.layers: list[Any] = self.backbone.layers
+        self.stages = layers_of(model, ranks)
         if kernels.active:
             self.layers = [few_rows(layer, kernels, experts) for layer in self.layers]
         self._project = self._head()
@@ -61,10 +72,10 @@ class Target:
         # Also what is no parameter (rotary frequencies): MLX lets only the thread that built a
         # lazy array evaluate it, and another thread may be the first to generate.
         mx.eval([v for m in model.modules() for v in m.values() if isinstance(v, mx.array)])
-        if self.taps and max(self.taps) >= len(self.layers):
+        if self.taps and max(self.taps) >= self.stages[-1].stop:
             raise PairError(
                 f"the draft taps target layer {max(self.taps)}, but the target has only "
-                f"{len(self.layers)} layers; it was made for another target"
+                f"{self.stages[-1].stop} layers; it was made for another target"
             )
 
     # What a family may override.
@@ -168,17 +179,37 @@ class Target:
         """
         now = self.open(ids, start, state)
         hidden = self.embed(ids)
-        tapped = []
-        for index in range(len(self.layers)):
-            hidden = self.run(index, hidden, now)
-            if index in self.taps:
-                tapped.append(hidden)
+        tapped: list[mx.array] = []
+        for source, stage in enumerate(self.stages):
+            taps = [tap for tap in self.taps if tap in stage]
+            if source == self.ranks.stage:
+                hidden, here = self._walk(hidden, now, [tap - stage.start for tap in taps])
+            else:
+                here = [hidden] * len(taps)
+            if len(self.stages) > 1:
+                hidden, *here = self._passed_on([hidden, *here], source)
+            tapped += here
         features = mx.concatenate(tapped, axis=-1) if tapped else None
         return self.backbone.norm(hidden), features, self.close(state, now)
 
+    def _walk(
+        self, hidden: mx.array, now: Pass, taps: Sequence[int]
+    ) -> tuple[mx.array, list[mx.array]]:
+        """The layers that are here: what is behind the last one, and behind the tapped ones."""
+        tapped = []
+        for index in range(len(self.layers)):
+            hidden = self.run(index, hidden, now)
+            if index in taps:
+                tapped.append(hidden)
+        return hidden, tapped
+
+    def _passed_on(self, hidden: list[mx.array], source: int) -> list[mx.array]:
+        """What rank `source` has of these, each [1, L, hidden_size]."""
+        return list(self.ranks.take(mx.stack(hidden), source))
+
     def with_kernels(self, kernels: Kernels) -> Self:
         """The same model, run by these kernels; caches fit both."""
-        return type(self)(self.model, self.taps, kernels)
+        return type(self)(self.model, self.taps, kernels, self.ranks)
 
     def head_rows(self, ids: mx.array) -> mx.array:
         """The rows of the head's matrix for some tokens [n, hidden_size], dense."""

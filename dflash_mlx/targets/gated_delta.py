@@ -99,7 +99,7 @@ class GatedDeltaTarget(Target):
         recurrent = iter([RecurrentView(p) for p in past])
         layer_views = [next(recurrent if layer.is_linear else attention) for layer in self.layers]
         # All attention layers are alike; the recurrence is causal by itself.
-        mask = masks(self.windows, state, start, ids.shape[1])[0]
+        mask = next(iter(masks(self.windows, state, start, ids.shape[1])), None)
         layer_masks = [None if layer.is_linear else mask for layer in self.layers]
         return HybridPass(layer_views, layer_masks, past, [], rounds)
 

@@ -17,5 +17,5 @@ class GptOssTarget(Target):
     def layer_windows(self) -> Windows:
         """Per layer: its sliding window, None where attention is full."""
         window = self.backbone.window_size
-        kinds = self.backbone.layer_types
+        kinds = [self.backbone.layer_types[index] for index in self.stages[self.ranks.stage]]
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)

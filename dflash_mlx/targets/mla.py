@@ -22,6 +22,7 @@ import mlx.core as mx
 
 from ..kernels.choice import OFF, Kernels
 from ..kv import Scalar, State, masks, views
+from ..ranks import ALONE, Ranks
 from .base import Pass, Target
 from .twin import twin
 
@@ -86,8 +87,14 @@ class MlaTarget(Target):
 
     softmax = None
 
-    def __init__(self, model: Any, taps: Sequence[int] = (), kernels: Kernels = OFF) -> None:
-        super().__init__(model, taps, kernels)
+    def __init__(
+        self,
+        model: Any,
+        taps: Sequence[int] = (),
+        kernels: Kernels = OFF,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        super().__init__(model, taps, kernels, ranks)
         self._narrow = [
             twin(layer, self_attn=self.narrow(layer.self_attn)) for layer in self.layers
         ]

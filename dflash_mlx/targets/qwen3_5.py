@@ -3,6 +3,7 @@
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.base import gather_last_axis
 
 from .delta_round import Projected
 from .gated_delta import GatedDeltaTarget
@@ -12,6 +13,11 @@ class Qwen35Target(GatedDeltaTarget):
     """`model_type: qwen3_5` and `qwen3_5_moe`."""
 
     projections = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """As `Target.head`; a sharded head has a part of the vocabulary on every rank."""
+        part, group = super().head(hidden), self.language_model.sharding_group
+        return part if group is None else gather_last_axis(part, group)
 
     @property
     def language_model(self) -> Any:

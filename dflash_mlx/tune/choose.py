@@ -17,7 +17,8 @@ def costs_of(pair: Pair, progress: Progress | None = None) -> Corrected:
     if pair.costs is None:
         setting = setting_of(pair)
         record = read(setting.file)
-        if record is None or record.setting != setting:
+        missing = record is None or record.setting != setting
+        if pair.ranks.agree(missing) or record is None:
             record = Record(setting, measure(pair, progress=progress, limit=FIRST_USE))
             write(record)
         pair.costs = Corrected(record.curve)

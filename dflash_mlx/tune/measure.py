@@ -64,7 +64,8 @@ def measure(
         rounds = _Rounds(pair, context)
         times: dict[int, list[float]] = {kind: [] for kind in kinds}
         for turn in range(repeats + 1):
-            if turn > FEWEST and time.perf_counter() > until:
+            late = turn > FEWEST and time.perf_counter() > until
+            if pair.ranks.agree(late):
                 break
             for kind in kinds if turn % 2 else reversed(kinds):
                 seconds = rounds.time(kind)

@@ -99,7 +99,7 @@ def setting_of(pair: Pair) -> Setting:
         machine=machine.name,
         device=machine.kind,
         mlx=version("mlx"),
-        target=pair.name,
+        target=pair.name if pair.ranks.size == 1 else f"{pair.name} {pair.ranks.description}",
         target_bytes=_bytes(pair.target.model),
         draft=pair.draft_name or "",
         draft_bytes=_bytes(pair.draft),
