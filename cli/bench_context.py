@@ -12,6 +12,7 @@ from .bench_options import DrawOptions, MeasureOptions, PairsOptions, ReportOpti
 from .bench_report import Report
 from .bench_run import measure_pair
 from .options import option
+from .several import ShardOptions, follow
 
 if TYPE_CHECKING:
     from dflash_mlx.bench.data.problems import Problems
@@ -74,6 +75,7 @@ def context(
     measure: ShortOptions,
     sampling: DrawOptions,
     out: ReportOptions,
+    several: ShardOptions,
 ) -> None:
     """Measure decoding with and without a draft over the length of the prompt.
 
@@ -86,11 +88,15 @@ def context(
     subjects = model.subjects()
     if len(subjects) > 1:
         raise typer.BadParameter("context measures one pair; give one --model and one --draft")
-    source = where.load(sampling.seed, out.quiet)
-    pair = subjects[0].load(out.quiet)
+    ranks = several.join()
+    if not ranks.leads:
+        follow(ranks, lambda: subjects[0].load(True, ranks))
+        return
+    source = ranks.together(lambda: where.load(sampling.seed, out.quiet))
+    pair = subjects[0].load(out.quiet, ranks)
     sizes = lengths(min(where.max_context, pair.max_context - measure.max_tokens))
     problems = [of_length(pair, source, size, where.texts, measure.think) for size in sizes]
-    asked = settings(subjects, measure, sampling)
+    asked = settings(subjects, measure, sampling, ranks)
     report = Report(Recording("context", asked, [set_entry(each) for each in problems]), out)
-    with report.running(len(sizes) * where.texts * measure.repeat):
+    with ranks.lead(), report.running(len(sizes) * where.texts * measure.repeat):
         measure_pair(pair, subjects[0].name, problems, measure, measure.plan(sampling), report)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dflash_mlx.bench.records import Block
     from dflash_mlx.bench.run import Plan
     from dflash_mlx.loading import Pair
+    from dflash_mlx.ranks import Ranks
 
 BASELINES = ("plain", "mlx-lm")
 
@@ -45,8 +46,8 @@ class Subject:
     dtype: str | None
     kernels: str
 
-    def load(self, quiet: bool) -> Pair:
-        """Load it."""
+    def load(self, quiet: bool, ranks: Ranks) -> Pair:
+        """Load it, or this rank's part of it."""
         from dflash_mlx.loading import load
 
         return load(
@@ -57,6 +58,7 @@ class Subject:
             dtype=self.dtype,
             kernels=self.kernels,
             quiet=quiet,
+            ranks=ranks,
         )
 
 
@@ -256,10 +258,15 @@ class ReportOptions:
 
 
 def settings(
-    subjects: Sequence[Subject], measure: MeasureOptions, sampling: DrawOptions
+    subjects: Sequence[Subject],
+    measure: MeasureOptions,
+    sampling: DrawOptions,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """What has to be the same for a run to be gone on with."""
+    shared = {"ranks": ranks.description} if ranks.size > 1 else {}
     return {
+        **shared,
         "pairs": [asdict(subject) for subject in subjects],
         "blocks": measure.blocks,
         "baselines": measure.baselines,

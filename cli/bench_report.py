@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from .bench_table import table
-from .chat import wire_memory
 from .render import Screen
+from .several import wire_memory
 
 if TYPE_CHECKING:
     from dflash_mlx.bench.data.problems import Problems

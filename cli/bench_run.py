@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from .bench_options import (
 from .bench_report import Report
 from .options import option
 from .render import Screen
+from .several import ShardOptions, follow
 
 if TYPE_CHECKING:
     from dflash_mlx.bench.data.problems import Problems
@@ -88,6 +90,7 @@ def run(
     sampling: DrawOptions,
     server: EndpointOptions,
     out: ReportOptions,
+    several: ShardOptions,
 ) -> None:
     """Measure decoding with and without a draft on sets of prompts.
 
@@ -99,9 +102,14 @@ def run(
     from dflash_mlx.bench.data.scoring import needs_code
     from dflash_mlx.bench.recording import Recording, set_entry
 
+    ranks = several.join()
+    if not ranks.leads:
+        if not server.endpoint:
+            follow(ranks, *(partial(each.load, True, ranks) for each in model.subjects()))
+        return
     if server.endpoint:
         server.check(model, measure, sampling, out)
-    problems = prompts.load(sampling.seed, out.quiet)
+    problems = ranks.together(lambda: prompts.load(sampling.seed, out.quiet))
     for each in problems:
         if needs_code(each) and not prompts.run_code:
             Screen(quiet=out.quiet).note(
@@ -111,7 +119,7 @@ def run(
         measure_endpoint(server, problems, measure, sampling, prompts.run_code, out)
         return
     subjects = model.subjects()
-    asked = settings(subjects, measure, sampling) | {"run_code": prompts.run_code}
+    asked = settings(subjects, measure, sampling, ranks) | {"run_code": prompts.run_code}
     report = Report(Recording("sets", asked, [set_entry(each) for each in problems]), out)
     plan = measure.plan(sampling, prompts.run_code)
     count = sum(len(each.items) for each in problems) * plan.repeat
@@ -119,8 +127,9 @@ def run(
         # One pair after the other: two large ones would not fit together.
         for subject in subjects:
             report.say(f"loading {subject.model}")
-            pair = subject.load(out.quiet)
-            measure_pair(pair, subject.name, problems, measure, plan, report)
+            pair = subject.load(out.quiet, ranks)
+            with ranks.lead():
+                measure_pair(pair, subject.name, problems, measure, plan, report)
             del pair
 
 
@@ -141,5 +150,5 @@ def measure_pair(
         report.say(f"{name}: {each.dataset}")
         for answers in run(pair, name, arms, each, plan, report.recording.done):
             report.add(answers)
-        if report.recording.kind == "sets":
+        if report.recording.kind == "sets" and pair.ranks.size == 1:
             report.split(pair, name, arms, each, plan)

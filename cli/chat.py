@@ -11,6 +11,7 @@ from .once import answer_once, read_prompt
 from .options import ModelOptions, SamplingOptions, SpeculationOptions, option, width
 from .render import Screen
 from .repl import talk
+from .several import ShardOptions, follow, wire_memory
 
 if TYPE_CHECKING:
     from dflash_mlx.options import Options
@@ -93,29 +94,28 @@ def chat(
     ask: ChatOptions,
     sampling: SamplingOptions,
     speculation: SpeculationOptions,
+    several: ShardOptions,
 ) -> None:
     """Talk to a model, or have one prompt answered.
 
     Without a prompt this opens a conversation; /help lists its commands.
     """
-    prompt = read_prompt(ask.prompt, ask.raw)
+    ranks = several.join()
+    if not ranks.leads:
+        follow(ranks, lambda: model.load(True, ranks))
+        return
+    # A launcher keeps stdin open for good, so there it is read line by line or not at all.
+    alone = ranks.size == 1
+    prompt = ranks.together(lambda: read_prompt(ask.prompt, ask.raw, piped=alone))
     ask.check(prompt)
     screen = Screen(quiet=ask.quiet)
     options = ask.generation(sampling, speculation)
     if screen.err.is_terminal:
         screen.note(f"loading {model.model} ...")
-    pair = model.load(ask.quiet)
+    pair = model.load(ask.quiet, ranks)
     wire_memory()
-    if prompt is None:
-        talk(pair, options, ask, screen)
-    else:
-        answer_once(pair, prompt, options, ask, screen)
-
-
-def wire_memory() -> None:
-    """Let macOS keep the weights resident, as far as it recommends."""
-    import mlx.core as mx
-
-    limit = mx.device_info().get("max_recommended_working_set_size")
-    if mx.metal.is_available() and limit:
-        mx.set_wired_limit(int(limit))
+    with ranks.lead():
+        if prompt is None:
+            talk(pair, options, ask, screen)
+        else:
+            answer_once(pair, prompt, options, ask, screen)

@@ -26,18 +26,23 @@ if TYPE_CHECKING:
     from .chat import ChatOptions
 
 
-def read_prompt(given: str | None, raw: bool) -> str | None:
+def read_prompt(given: str | None, raw: bool, piped: bool = True) -> str | None:
     """The prompt of the command line, what is piped in, or both; None if there is neither.
+
+    Args:
+        given: on the command line.
+        raw: leave it as it is.
+        piped: whether to read what is piped in.
 
     Raises:
         UsageError: the prompt is empty or not UTF-8.
     """
-    piped = None if sys.stdin is not None and sys.stdin.isatty() else read_stdin()
-    if given is None and piped is None:
+    below = None if not piped or (sys.stdin is not None and sys.stdin.isatty()) else read_stdin()
+    if given is None and below is None:
         return None
     if given is not None:
         check_utf8(given)
-    prompt = "\n\n".join(part for part in (given, piped) if part)
+    prompt = "\n\n".join(part for part in (given, below) if part)
     if not prompt.strip():
         raise UsageError("the prompt is empty; give one with --prompt, or pipe one in")
     return prompt if raw else prompt.strip("\n")

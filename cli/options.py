@@ -20,6 +20,7 @@ from dflash_mlx.pairs import EMBEDDED
 
 if TYPE_CHECKING:
     from dflash_mlx.loading import Pair
+    from dflash_mlx.ranks import Ranks
     from dflash_mlx.sampling import Sampling
 
 Bits = Literal["4", "8"]
@@ -100,9 +101,10 @@ class ModelOptions:
             if self.no_draft and value is not None:
                 raise typer.BadParameter(f"{name} and --no-draft exclude each other")
 
-    def load(self, quiet: bool) -> Pair:
-        """Load the pair."""
+    def load(self, quiet: bool, ranks: Ranks | None = None) -> Pair:
+        """Load the pair, or this rank's part of it."""
         from dflash_mlx.loading import load
+        from dflash_mlx.ranks import ALONE
 
         return load(
             self.model,
@@ -115,6 +117,7 @@ class ModelOptions:
             revision=self.revision,
             draft_revision=self.draft_revision,
             quiet=quiet,
+            ranks=ranks or ALONE,
         )
 
 

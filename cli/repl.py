@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from .commands import Leave, run_command
 from .reader import reader
 from .ready import make_ready
 from .render import Answer, Drafted, PrefillBar, Screen, show, status
+from .several import read_line
 
 if TYPE_CHECKING:
     from dflash_mlx.conversation import Conversation, Piece
@@ -71,7 +73,9 @@ def talk(pair: Pair, options: Options, ask: ChatOptions, screen: Screen) -> None
     conversation = Conversation(pair, system=ask.system, think=ask.think)
     make_ready(pair, options, screen)
     screen.note(header(pair, options))
-    loop(Chat(conversation, options, screen, ask.show_drafts), reader())
+    launched = pair.ranks.size > 1 and not sys.stdin.isatty()
+    read = read_line if launched else reader()
+    loop(Chat(conversation, options, screen, ask.show_drafts), read)
 
 
 def header(pair: Pair, options: Options) -> str:
@@ -85,6 +89,8 @@ def header(pair: Pair, options: Options) -> str:
         parts += [f"draft {pair.draft_name}", f"block {block}"]
     else:
         parts.append("no draft")
+    if pair.ranks.size > 1:
+        parts.append(pair.ranks.description)
     device = mx.default_device()
     name = str(mx.device_info(device).get("device_name", device))
     return " · ".join([*parts, name, "/help lists commands"])

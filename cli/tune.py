@@ -18,10 +18,10 @@ from dflash_mlx.errors import UsageError
 from dflash_mlx.pairs import EMBEDDED
 from dflash_mlx.paths import write_whole
 
-from .chat import wire_memory
 from .options import ModelOptions, flags, option
 from .ready import Measuring
 from .render import Screen, count
+from .several import wire_memory
 
 if TYPE_CHECKING:
     from dflash_mlx.tune.store import Record

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dflash_mlx.errors import UsageError
 from dflash_mlx.pairs import EMBEDDED
 
-from .chat import wire_memory
 from .once import check_utf8, read_stdin
 from .options import ModelOptions, SamplingOptions, SpeculationOptions, option, width
 from .ready import make_ready
 from .render import Screen
+from .several import wire_memory
 from .verdict import Found, lines, record
 
 if TYPE_CHECKING:

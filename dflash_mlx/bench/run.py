@@ -65,6 +65,8 @@ def arms_for(pair: Pair, baselines: Sequence[str], blocks: Sequence[Block]) -> t
         baselines: plain, mlx-lm or both.
         blocks: none for the draft's own.
     """
+    if pair.ranks.size > 1 and "mlx-lm" in baselines:
+        raise UsageError("--baseline mlx-lm runs in one process; several compare with plain")
     arms = [Arm("mlx-lm" if name == "mlx-lm" else "plain") for name in baselines]
     if pair.draft is not None:
         own: tuple[Block, ...] = (pair.draft.config.block_size,)
