@@ -1,8 +1,12 @@
 """One of several processes that answer with reduced models together; see test_several.py."""
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,11 @@ from dflash_mlx.blas import prefer_openblas
 
 prefer_openblas()  # before anything imports mlx
 
+import mlx.nn as nn  # noqa: E402
+
 from dflash_mlx import sharding  # noqa: E402
+from dflash_mlx.costs import Corrected  # noqa: E402
+from dflash_mlx.errors import DFlashError, UsageError  # noqa: E402
 from dflash_mlx.generation import rounds  # noqa: E402
 from dflash_mlx.loading import Pair  # noqa: E402
 from dflash_mlx.options import Options  # noqa: E402
@@ -19,9 +27,11 @@ from dflash_mlx.sampling import Sampling  # noqa: E402
 from dflash_mlx.session import Session  # noqa: E402
 from dflash_mlx.several import follow  # noqa: E402
 from dflash_mlx.targets import target_for  # noqa: E402
+from dflash_mlx.ties import read_twice  # noqa: E402
 
+from .choosers import linear  # noqa: E402
 from .families import ScriptedDraft, draft_config, plain_ids, prompt_of  # noqa: E402
-from .reduced import CONFIGS, build  # noqa: E402
+from .reduced import CONFIGS, build, make  # noqa: E402
 
 TENSOR = (
     *("llama", "llama-sliding", "qwen2", "qwen3", "qwen3_moe", "qwen3_5", "qwen3_5-tied"),
@@ -34,12 +44,20 @@ TOKENS = 8
 SEEDED = Sampling(temperature=0.8, top_k=20, repetition_penalty=1.1)
 
 
-def pair_of(family: str, ranks: Ranks) -> Pair:
+def wide() -> Any:
+    """A llama whose rows are whole groups on every rank."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    return make(CONFIGS["llama"] | sizes, "llama")
+
+
+def pair_of(family: str, ranks: Ranks, bits: int | None = None) -> Pair:
     """This rank's part of a reduced model, and a draft that is right up to some place."""
-    config = draft_config(block_size=4)
+    config = draft_config(block_size=4, **({"hidden_size": 64} if bits else {}))
     truth = [*PROMPT, *plain_ids(family, PROMPT, TOKENS)]
     draft = ScriptedDraft(config, truth, lambda p: p % 4)
-    model = build(family)
+    model = wide() if bits else build(family)
+    if bits:
+        nn.quantize(model, 32, bits)
     text = CONFIGS[family].get("text_config", CONFIGS[family])
     sharding.check(text, family, ranks)
     sharding.cut(model, family, ranks)
@@ -47,13 +65,45 @@ def pair_of(family: str, ranks: Ranks) -> Pair:
     return Pair(target, draft, None, frozenset(), 4096, family, "scripted")
 
 
-def answers(pair: Pair) -> Iterator[list[int]]:
-    """Plain and drafted, greedy and sampled; the last one in a session that goes on."""
+def answers(pair: Pair) -> list[list[int]]:
+    """Greedy: a few tokens plainly, then drafted."""
+    plain = said(pair, Options(3, speculate=False))
+    return [plain, said(pair, Options(TOKENS))]
+
+
+def more_answers(pair: Pair) -> list[Any]:
+    """What does not depend on the family: sampling, sessions, widths, leaving, readings."""
     session = Session(pair.target, pair.draft)
-    yield said(pair, Options(TOKENS, prefill_chunk=8, speculate=False))
-    yield said(pair, Options(TOKENS, prefill_chunk=8), session)
-    sampled = Options(TOKENS, SEEDED, seed=5)
-    yield said(pair, sampled, session, [*session.ids, 1, 2])
+    found: list[Any] = [said(pair, Options(5, prefill_chunk=4), session)]
+    left = rounds(pair, PROMPT, Options(TOKENS), session)
+    found.append([next(left).tokens, next(left).tokens])
+    left.close()
+    sampled = Options(6, SEEDED, seed=5)
+    found.append(said(pair, sampled, session, [*session.ids, 1, 2]))
+    if pair.name == "qwen3_5":  # compiling takes seconds
+        found.append(said(pair, replace(sampled, compiled=True)))
+    found.append(interrupted(pair, session))
+    pair.costs = Corrected(linear(4, 0.1)) if pair.ranks.leads else None
+    found.append(said(pair, Options(6, block="auto"), session))
+    read = read_twice(pair.target, PROMPT, PROMPT[:4], 2)
+    found.append([(p.token, p.best[0], p.wide[0]) for p in read])
+    return found
+
+
+def interrupted(pair: Pair, session: Session) -> list[int]:
+    """What came until Ctrl-C, which arrives in the second round."""
+    before = signal.signal(signal.SIGINT, pair.ranks.interrupt)
+    ids: list[int] = []
+    try:
+        for round_ in rounds(pair, PROMPT, Options(30), session):
+            ids += round_.tokens
+            if len(ids) > 1:
+                os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        return ids
+    finally:
+        signal.signal(signal.SIGINT, before)
+    raise AssertionError
 
 
 def said(
@@ -64,26 +114,54 @@ def said(
     return [token for round_ in found for token in round_.tokens]
 
 
-def all_answers(families: tuple[str, ...], ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Of every family; nothing where this rank follows."""
+def of(
+    families: tuple[str, ...],
+    ranks: Ranks,
+    ask: Callable[[Pair], list[Any]] = answers,
+    bits: int | None = None,
+) -> dict[str, Any]:
+    """The answers of every family; nothing where this rank follows."""
     found = {}
     for family in families:
-        pair = pair_of(family, ranks)
+        pair = pair_of(family, ranks, bits)
         if not ranks.leads:
             follow(pair)
             continue
         with ranks.lead():
-            found[family] = list(answers(pair))
+            found[family] = ask(pair)
     return found
 
 
-def main(shard: str, out: Path) -> None:
-    """Write the answers of all families that can be shared so, on rank 0."""
-    ranks = join("pipeline" if shard == "pipeline" else "tensor")
-    found = all_answers(PIPELINE if ranks.staged else TENSOR, ranks)
+def everything(tensor: Ranks = ALONE, pipeline: Ranks = ALONE) -> dict[str, Any]:
+    """All that is compared, by what it is called."""
+    return {
+        "tensor": of(TENSOR, tensor),
+        "pipeline": of(PIPELINE, pipeline),
+        "more": of(("llama-sliding", "qwen3_5"), tensor, more_answers),
+        "more in stages": of(("qwen3_next",), pipeline, more_answers),
+        "quantised": of(("llama",), tensor, bits=8),
+    }
+
+
+def main(out: Path) -> None:
+    """Write everything, on rank 0."""
+    group = join().group
+    ranks = Ranks(group)
+    failing: list[Any] = []
+    try:
+        ranks.together(partial(fail, ranks.rank))
+    except DFlashError as error:
+        failing = [str(error)]
+    found = everything(ranks, Ranks(group, "pipeline")) | {"failing": failing}
     if ranks.leads:
         out.write_text(json.dumps(found))
 
 
+def fail(rank: int) -> None:
+    """Fail on rank 1."""
+    if rank:
+        raise UsageError("no such file")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

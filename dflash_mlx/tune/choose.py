@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..costs import Corrected, widths_of
+from ..costs import Corrected, CostCurve, widths_of
 from ..loading import Pair
 from ..options import Options
 from ..width import Calibration, Policy
@@ -14,15 +14,25 @@ FIRST_USE = 6.0  # seconds, where nobody asked for a measurement
 
 def costs_of(pair: Pair, progress: Progress | None = None) -> Corrected:
     """What rounds of `pair` take: known already, stored, or measured now and stored."""
-    if pair.costs is None:
-        setting = setting_of(pair)
-        record = read(setting.file)
-        missing = record is None or record.setting != setting
-        if pair.ranks.agree(missing) or record is None:
-            record = Record(setting, measure(pair, progress=progress, limit=FIRST_USE))
-            write(record)
-        pair.costs = Corrected(record.curve)
+    ranks = pair.ranks
+    if pair.costs is None or ranks.size > 1:
+        curve = pair.costs.curve if pair.costs else _stored(pair)
+        if ranks.agree(curve is None):
+            curve = measure(pair, progress=progress, limit=FIRST_USE)
+            if ranks.leads:
+                write(Record(setting_of(pair), curve))
+        if ranks.size > 1:  # all of them, or some would wait for the others
+            curve = CostCurve.from_dict(ranks.share(curve and curve.as_dict()), "process 0")
+        assert curve is not None
+        pair.costs = pair.costs or Corrected(curve)
     return pair.costs
+
+
+def _stored(pair: Pair) -> CostCurve | None:
+    """What was measured of `pair` before, on this machine as it is."""
+    setting = setting_of(pair)
+    record = read(setting.file)
+    return record.curve if record is not None and record.setting == setting else None
 
 
 def policy_of(pair: Pair, options: Options) -> Policy:
