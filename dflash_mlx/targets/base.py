@@ -10,7 +10,7 @@ a shallow copy with the same weights and another part in one place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import mlx.core as mx
@@ -25,6 +25,7 @@ from ..kernels.linear import stored
 from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks, views
 from .attending import Softmax, attended
 from .experts import experts
+from .rotation import Rotation
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Pass:
 
     views: list[Any]
     masks: list[Any]
+    rotation: Rotation = field(init=False)
 
 
 class Target:
@@ -143,7 +145,7 @@ class Target:
             layer, view, mask = attended(
                 layer, view, mask, hidden.shape[1], heads, window, self.softmax, self.kernels
             )
-        behind: mx.array = layer(hidden, mask=mask, cache=view)
+        behind: mx.array = now.rotation.shared(layer)(hidden, mask=mask, cache=view)
         return behind
 
     def close(self, state: State, now: Pass) -> State:
@@ -167,6 +169,7 @@ class Target:
             the residual stream behind each tapped layer, or None without taps; the new state.
         """
         now = self.open(ids, start, state)
+        now.rotation = Rotation(start)
         hidden = self.embed(ids)
         tapped = []
         for index in range(len(self.layers)):
