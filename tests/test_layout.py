@@ -30,7 +30,7 @@ LAYERS = (
     "embedded draftcheck",
     "loading listing",
     "session step ahead text decode adaptive tune generation",
-    "prefix conversation selfcheck ties verification exactness",
+    "prefix conversation selfcheck ties verification exactness engine",
     "convert bench train serve doctor",
     "cli",
 )
