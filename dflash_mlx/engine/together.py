@@ -77,12 +77,10 @@ def run_round(pair: Pair, courses: Sequence[Course], width: int) -> list[tuple[R
     hidden, features, states = pair.target.forward(
         blocks,
         [t.start for t in texts],
-        # No variable may hold the old arrays, else rows would not be written in place.
         [t.session.cache.begin(t.start, width, fixed=False) for t in texts],
     )
     for text, state in zip(texts, states, strict=True):
         text.session.cache.update(state)
-    del states
     logits = pair.target.logits(hidden)
     if width > 1:
         packed = [t.accept(blocks[i], logits[i]) for i, t in enumerate(texts)]
