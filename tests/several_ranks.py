@@ -67,7 +67,7 @@ def pair_of(family: str, ranks: Ranks, bits: int | None = None) -> Pair:
 
 def answers(pair: Pair) -> list[list[int]]:
     """Greedy: a few tokens plainly, then drafted."""
-    plain = said(pair, Options(3, speculate=False))
+    plain = said(pair, Options(2, speculate=False))
     return [plain, said(pair, Options(TOKENS))]
 
 
