@@ -213,7 +213,7 @@ class Engine:
             if chunk.logits is None:
                 return
             self._count(cached=chunk.cached)
-            assert request.read() is None  # the first token
+            request.read()  # nothing is left but the first token
         self._joining.remove(request)
         self._running.append(request)
         self._count(tokens=len(request.tell(request.course.first()).tokens))
@@ -255,7 +255,8 @@ class Engine:
             if request in group:
                 group.remove(request)
         took = time.monotonic() - self._began.pop(request)
-        self._took += (took - self._took) * (RECENT if self._took else 1.0)
+        if request.over:
+            self._took += (took - self._took) * (RECENT if self._took else 1.0)
         how = "failed" if error else "finished" if request.over else "cancelled"
         self._count(**{how: 1}, running=-1, memory=-request.memory)
         try:
@@ -291,8 +292,7 @@ class Engine:
 
     def _wait(self) -> float:
         """Seconds until a place in the queue may be free, from how long requests take."""
-        ahead = len(self._waiting) + 1
-        return max(1.0, self._took * ahead / self.options.places)
+        return max(1.0, self._took / self.options.places)
 
 
 def _mib(size: int) -> str:
