@@ -10,7 +10,7 @@ a shallow copy with the same weights and another part in one place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import mlx.core as mx
@@ -26,6 +26,7 @@ from ..kernels.linear import stored
 from ..kv import KVCache, LayerView, Windows
 from .attending import Softmax, apart, attended
 from .experts import experts
+from .rotation import Rotation
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Pass:
 
     views: list[Any]
     masks: list[Any]
+    rotation: Rotation = field(init=False)
 
 
 class Target:
@@ -146,7 +148,7 @@ class Target:
             layer, view, mask = attended(
                 layer, view, mask, hidden.shape[1], heads, window, self.softmax, self.kernels
             )
-        behind: mx.array = layer(hidden, mask=mask, cache=view)
+        behind: mx.array = now.rotation.shared(layer)(hidden, mask=mask, cache=view)
         return behind
 
     def close(self, state: States, now: Pass) -> Any:
@@ -172,6 +174,7 @@ class Target:
             a list of them.
         """
         now = self.open(ids, start, state)
+        now.rotation = Rotation(start)
         hidden = self.embed(ids)
         tapped = []
         for index in range(len(self.layers)):
