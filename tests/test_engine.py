@@ -332,6 +332,17 @@ def test_an_error_leaves_others_alone(caplog: pytest.LogCaptureFixture) -> None:
     assert "could not be stored" in caplog.text
 
 
+def test_a_consumer_that_cannot_be_notified(caplog: pytest.LogCaptureFixture) -> None:
+    def gone() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    with Engine(tiny_pair()) as engine:
+        ticket = engine.submit([1, 2], options(5), notify=gone)
+        assert len(ids_of(told(ticket))) == 5
+        assert len(ids_of(told(engine.submit([1, 2], options(5))))) == 5
+    assert "could not be notified" in caplog.text
+
+
 def test_a_failed_pass_ends_those_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("out of memory")
