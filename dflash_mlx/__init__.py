@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .errors import DFlashError
     from .generation import Response, generate, rounds, stream_generate
     from .loading import Pair, load
+    from .logprobs import TokenLogprob
     from .options import Options
     from .sampling import Sampling
     from .session import Session
@@ -30,6 +31,7 @@ _HOME = {
     "Sampling": "sampling",
     "Session": "session",
     "Stats": "stats",
+    "TokenLogprob": "logprobs",
     "generate": "generation",
     "load": "loading",
     "rounds": "generation",
@@ -47,6 +49,7 @@ __all__ = [
     "Sampling",
     "Session",
     "Stats",
+    "TokenLogprob",
     "generate",
     "load",
     "rounds",

@@ -19,6 +19,7 @@ from .adaptive import AdaptiveDecoder
 from .decode import Decoder, DraftDecoder, PlainDecoder, first_token
 from .errors import UsageError
 from .loading import Pair
+from .logprobs import TokenLogprob
 from .options import AUTO, Options
 from .session import Progress, Session
 from .stats import Round, Stats
@@ -38,6 +39,7 @@ class Response:
         peak_memory: in GB.
         finish_reason: "stop" or "length" in the last piece, else None.
         stats: counts and times so far; one object for the whole answer.
+        logprobs: of each of `tokens`, if `Options.logprobs` asks for them.
     """
 
     text: str
@@ -50,6 +52,7 @@ class Response:
     peak_memory: float
     finish_reason: str | None
     stats: Stats
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def rounds(
@@ -84,19 +87,20 @@ def rounds(
     logits, cached = session.prefill(prompt, chunk=options.prefill_chunk, progress=progress)
     if stats is not None:
         stats.prompt_tokens, stats.cached_tokens = len(prompt), cached
-    anchor = first_token(logits, prompt, options.sampling, seed)
-    room = limit - 1
-    ending = _ending((anchor,), room, pair.eos_ids)
-    yield Round((anchor,), 0, 0, ending)
+    first = first_token(logits, prompt, options.sampling, seed, options.logprobs)
+    anchor, room = first.tokens[0], limit - 1
+    ending = _ending(first.tokens, room, pair.eos_ids)
+    yield Round(first.tokens, 0, 0, ending, first.logprobs)
 
     decoder = _decoder(pair, session, options, seed)
     while ending is None:
-        tokens, drafted, accepted = decoder.next(anchor, room)
-        tokens = _cut(tokens, room, pair.eos_ids)
+        done = decoder.next(anchor, room)
+        tokens = _cut(done.tokens, room, pair.eos_ids)
         decoder.commit(anchor, tokens)
         anchor, room = tokens[-1], room - len(tokens)
         ending = _ending(tokens, room, pair.eos_ids)
-        yield Round(tokens, drafted, min(accepted, len(tokens)), ending)
+        accepted = min(done.accepted, len(tokens))
+        yield Round(tokens, done.drafted, accepted, ending, done.logprobs[: len(tokens)])
 
 
 def stream_generate(
@@ -131,7 +135,8 @@ def stream_generate(
         tokens, piece, stopped = text.add(round_.tokens)
         reason = "stop" if stopped else round_.finish_reason
         if len(tokens) < len(round_.tokens):
-            round_ = Round(tokens, round_.drafted, min(round_.accepted, len(tokens)), reason)
+            accepted, logprobs = min(round_.accepted, len(tokens)), round_.logprobs[: len(tokens)]
+            round_ = Round(tokens, round_.drafted, accepted, reason, logprobs)
         stats.add(round_, first=stats.generated_tokens == 0)
         if reason:
             piece += text.finish()
@@ -200,4 +205,5 @@ def _response(text: str, round_: Round, reason: str | None, stats: Stats) -> Res
         peak_memory=mx.get_peak_memory() / 1e9,
         finish_reason=reason,
         stats=stats,
+        logprobs=round_.logprobs,
     )
