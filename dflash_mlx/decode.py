@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
+import numpy as np
 
 from .drafts.dflash import DFlashDraft
 from .kv import Scalar
@@ -206,10 +207,12 @@ def first_token(
     sampling: Sampling,
     seed: int,
     logprobs: int | None = None,
+    allowed: np.ndarray | None = None,
 ) -> Result:
-    """The token behind the prompt from its last logits [1, vocab]."""
+    """The token behind the prompt from its last logits [1, vocab]; one of those `allowed`."""
     history = recent(prompt, sampling.history)[None] if sampling.history else None
-    judged = judge_logits(process(logits, history, sampling), sampling, logprobs)
+    mask = None if allowed is None else mx.array(allowed[None])
+    judged = judge_logits(process(logits, history, sampling), sampling, logprobs, mask)
     token = drawn(judged.said, sampling, round_key(seed, len(prompt) - 1))
     packed = mx.concatenate([mx.zeros(1, mx.int32), token])
     return result(read(reported(packed, judged, logprobs)), 1)

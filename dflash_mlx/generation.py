@@ -18,6 +18,8 @@ import mlx.core as mx
 from .adaptive import AdaptiveDecoder
 from .decode import Decoder, DraftDecoder, PlainDecoder, first_token
 from .errors import UsageError
+from .guide import Matcher
+from .guided import GuidedDecoder, GuidedPlainDecoder, follow
 from .loading import Pair
 from .logprobs import TokenLogprob
 from .options import AUTO, Options
@@ -83,22 +85,26 @@ def rounds(
     if limit == 0:
         yield Round((), 0, 0, "length")
         return
+    matcher = Matcher(options.guide, pair.words) if options.guide else None
     seed = secrets.randbits(32) if options.seed is None else options.seed
     logits, cached = session.prefill(prompt, chunk=options.prefill_chunk, progress=progress)
     if stats is not None:
         stats.prompt_tokens, stats.cached_tokens = len(prompt), cached
-    first = first_token(logits, prompt, options.sampling, seed, options.logprobs)
+    allowed = matcher.allowed() if matcher else None
+    first = first_token(logits, prompt, options.sampling, seed, options.logprobs, allowed)
+    if matcher:
+        follow(matcher, first, 1)
     anchor, room = first.tokens[0], limit - 1
-    ending = _ending(first.tokens, room, pair.eos_ids)
+    ending = _ending(first.tokens, room, pair.eos_ids, matcher)
     yield Round(first.tokens, 0, 0, ending, first.logprobs)
 
-    decoder = _decoder(pair, session, options, seed)
+    decoder = _decoder(pair, session, options, seed, matcher)
     while ending is None:
         done = decoder.next(anchor, room)
         tokens = _cut(done.tokens, room, pair.eos_ids)
         decoder.commit(anchor, tokens)
         anchor, room = tokens[-1], room - len(tokens)
-        ending = _ending(tokens, room, pair.eos_ids)
+        ending = _ending(tokens, room, pair.eos_ids, matcher)
         accepted = min(done.accepted, len(tokens))
         yield Round(tokens, done.drafted, accepted, ending, done.logprobs[: len(tokens)])
 
@@ -156,9 +162,15 @@ def generate(
     return "".join(r.text for r in stream_generate(pair, prompt, options, session))
 
 
-def _decoder(pair: Pair, session: Session, options: Options, seed: int) -> Decoder:
+def _decoder(
+    pair: Pair, session: Session, options: Options, seed: int, matcher: Matcher | None = None
+) -> Decoder:
     """The decoder that `options` asks for and the pair allows."""
-    if pair.draft is None or not options.speculate:
+    plain = pair.draft is None or not options.speculate
+    if matcher is not None:
+        kind = GuidedPlainDecoder if plain else GuidedDecoder
+        return kind(pair, session, options, seed, matcher)
+    if plain:
         return PlainDecoder(pair, session, options, seed)
     if options.block != AUTO:
         return DraftDecoder(pair, session, options, seed)
@@ -187,8 +199,10 @@ def _cut(tokens: tuple[int, ...], room: int, eos_ids: frozenset[int]) -> tuple[i
     return tokens[: min(end, room)]
 
 
-def _ending(tokens: tuple[int, ...], room: int, eos_ids: frozenset[int]) -> str | None:
-    if tokens[-1] in eos_ids:
+def _ending(
+    tokens: tuple[int, ...], room: int, eos_ids: frozenset[int], matcher: Matcher | None
+) -> str | None:
+    if tokens[-1] in eos_ids or (matcher is not None and matcher.ended):
         return "stop"
     return "length" if room == 0 else None
 

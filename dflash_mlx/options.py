@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import UsageError
+from .guide import Guide
 from .logprobs import MOST
 from .sampling import Sampling
 
@@ -28,6 +29,7 @@ class Options:
         compiled: compile the passes of a round (`mx.compile`); None where that pays.
         logprobs: report each token's log-probability and this many of the most probable tokens at
             its place, 0 to 20; None reports nothing. `logprobs` tells of which distribution.
+        guide: what the text has to be. With it, block "auto" is the draft's own block.
     """
 
     max_tokens: int = 512
@@ -39,6 +41,7 @@ class Options:
     prefill_chunk: int = 512
     compiled: bool | None = None
     logprobs: int | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:

@@ -17,7 +17,7 @@ from .drafts.dflash import DFlashDraft
 from .drafts.shortlist import Proposal, Shortlist
 from .kv import Scalar, State
 from .logprobs import pack
-from .sampling import Sampling, log_distribution, process
+from .sampling import Sampling, log_distribution, process, restrict
 from .targets.base import Target
 
 
@@ -55,7 +55,7 @@ class PlainStep:
         and the new state.
         """
         hidden, features, state = self.target.forward(anchor[None], start, state)
-        rows = _histories(history, anchor)
+        rows = histories(history, anchor)
         judged = judge(self.target, hidden, rows, self.sampling, self.logprobs)
         token = drawn(judged.said, self.sampling, key)
         packed = mx.concatenate([mx.zeros(1, mx.int32), token])
@@ -124,13 +124,20 @@ class DraftStep:
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
     ) -> tuple[Proposal, State]:
         """Tokens for the `width - 1` places behind the anchor; the new context."""
+        hidden, logits, context = self.look(anchor, start, context, history)
+        return self.draft.propose(hidden, logits, anchor, self.sampling, key), context
+
+    def look(
+        self, anchor: mx.array, start: Scalar, context: State, history: mx.array
+    ) -> tuple[mx.array, mx.array | Shortlist, State]:
+        """What the draft chooses from, as `DFlashDraft.propose` takes it; the new context."""
         masks = mx.full(self.width - 1, self.draft.config.mask_token_id, mx.int32)
         block = self.target.embed_block(mx.concatenate([anchor, masks])[None])
         hidden, context = self.draft.forward(block, start, context)
         hidden = hidden[:, 1:]
         # The draft does not know its own block while it draws it, only what stands before.
-        logits = self._logits(hidden.astype(self.target.dtype), _histories(history, anchor))
-        return self.draft.propose(hidden[0], logits, anchor, self.sampling, key), context
+        logits = self._logits(hidden.astype(self.target.dtype), histories(history, anchor))
+        return hidden[0], logits, context
 
     def verify(
         self, block: mx.array, start: Scalar, state: State, history: mx.array
@@ -138,7 +145,7 @@ class DraftStep:
         """What the target says behind each row of the block; its rows' features; the new state."""
         hidden, verified, state = self.target.forward(block[None], start, state)
         assert verified is not None
-        rows = _histories(history, block)
+        rows = histories(history, block)
         return judge(self.target, hidden, rows, self.sampling, self.logprobs), verified, state
 
     def accept(
@@ -169,18 +176,29 @@ def judge(
     history: mx.array | None,
     sampling: Sampling,
     logprobs: int | None = None,
+    allowed: mx.array | None = None,
 ) -> Judged:
-    """What the target says behind each of the rows [1, L, hidden_size]."""
-    if sampling.greedy and sampling.untouched and logprobs is None:
+    """What the target says behind each of the rows [1, L, hidden_size].
+
+    Of the tokens that are `allowed`, as `restrict` takes them.
+    """
+    if sampling.greedy and sampling.untouched and logprobs is None and allowed is None:
         best = target.best(hidden[0])
         if best is not None:
             return Judged(best.ids[:, 0], None)
     logits = process(target.logits(hidden)[0], history, sampling)
-    return judge_logits(logits, sampling, logprobs)
+    return judge_logits(logits, sampling, logprobs, allowed)
 
 
-def judge_logits(logits: mx.array, sampling: Sampling, logprobs: int | None = None) -> Judged:
-    """What processed logits [rows, vocab] say."""
+def judge_logits(
+    logits: mx.array,
+    sampling: Sampling,
+    logprobs: int | None = None,
+    allowed: mx.array | None = None,
+) -> Judged:
+    """What processed logits [rows, vocab] say of the tokens that are `allowed`."""
+    if allowed is not None:
+        logits = restrict(logits, allowed)
     greedy = sampling.greedy
     said = mx.argmax(logits, -1).astype(mx.int32) if greedy else log_distribution(logits, sampling)
     return Judged(said, None if logprobs is None else logits)
@@ -203,7 +221,7 @@ def reported(packed: mx.array, judged: Judged, logprobs: int | None) -> mx.array
     return mx.concatenate([packed, pack(judged.logits, packed[1:], logprobs)])
 
 
-def _histories(history: mx.array, block: mx.array) -> mx.array | None:
+def histories(history: mx.array, block: mx.array) -> mx.array | None:
     """Per row of `block`, the last tokens up to and including it: int32 [L, len(history)]."""
     size = history.shape[0]
     if size == 0:
