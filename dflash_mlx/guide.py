@@ -131,7 +131,7 @@ class Matcher:
             return np.full(self._size, 0xFFFFFFFF, np.uint32)
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         self._check()
-        return mask
+        return mask[: self._size]  # it may have a word more
 
     def forced(self) -> list[int]:
         """The tokens that have to come next, as far as there is no choice; the usual ones among

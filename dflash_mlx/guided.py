@@ -24,8 +24,9 @@ grammar forces a whole block the draft does not run, and there is one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -59,7 +60,10 @@ class Candidates(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A drafted token: int32 [k], what it was drawn among, and float32 [k], log q of these."""
+    """A drafted token: int32 [k], what it was drawn among, and float32 [k], log q of these.
+
+    A token that was forced has k = 1.
+    """
 
     token: int
     ids: np.ndarray
@@ -77,23 +81,36 @@ class Path(NamedTuple):
         """The drafted ids."""
         return [one.token for one in self.drawn]
 
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """What all were drawn among, int32 [n, k], and log q of these, float32 [n, k]."""
+        size = max(one.ids.size for one in self.drawn)
+        ids = np.empty((len(self.drawn), size), np.int32)
+        logq = np.full(ids.shape, -np.inf, np.float32)
+        for row, one in enumerate(self.drawn):
+            ids[row] = 1 if one.token == 0 else 0  # with q = 0 where nothing else is
+            ids[row, : one.ids.size], logq[row, : one.ids.size] = one.ids, one.logq
+        return ids, logq
 
-def walk(matcher: Matcher, places: int, candidates: Candidates | None, sampling: Sampling) -> Path:
+
+def walk(matcher: Matcher, places: int, ask: Callable[[], Candidates], sampling: Sampling) -> Path:
     """Draft along the grammar; the matcher ends where it was.
 
     Args:
         matcher: behind the anchor.
         places: how many tokens at most.
-        candidates: of each place; None drafts forced tokens alone.
+        ask: brings the candidates of all places; not called where the grammar leaves no choice.
         sampling: how the target's tokens are chosen.
     """
     drawn: list[Drawn] = []
     allowed, forced = [matcher.allowed()], matcher.forced()
+    candidates: Candidates | None = None
     while len(drawn) < places and not matcher.ended:
         if forced:
-            one: Drawn | None = _forced(forced.pop(0), candidates, len(drawn))
+            token = forced.pop(0)
+            one: Drawn | None = Drawn(token, np.array([token]), np.zeros(1))
         else:
-            one = None if candidates is None else _draw(candidates, drawn, allowed[-1], sampling)
+            candidates = candidates or ask()
+            one = _draw(candidates, drawn, allowed[-1], sampling)
         if one is None:
             break
         drawn.append(one)
@@ -102,14 +119,6 @@ def walk(matcher: Matcher, places: int, candidates: Candidates | None, sampling:
         forced = forced or matcher.forced()
     matcher.back(len(drawn))
     return Path(drawn, np.stack(allowed))
-
-
-def _forced(token: int, candidates: Candidates | None, place: int) -> Drawn:
-    """A token with q = 1, in a row as those that are drawn have."""
-    ids = np.array([token], np.int32) if candidates is None else candidates.ids[place].copy()
-    if token not in ids:
-        ids[0] = token
-    return Drawn(token, ids, np.where(ids == token, 0, -np.inf).astype(np.float32))
 
 
 def _draw(
@@ -274,10 +283,8 @@ class GuidedDecoder(DraftDecoder):
     def _round(self, anchor: int, step: Any) -> Result:
         draft_key, accept_key = mx.random.split(self.key(self.session.cache.length))
         self.session.flush()
-        places = self._width - 1
-        enough = len(self._matcher.forced()) >= places
-        candidates = None if enough else self._candidates(anchor, step, draft_key)
-        path = walk(self._matcher, places, candidates, self.sampling)
+        ask = partial(self._candidates, anchor, step, draft_key)
+        path = walk(self._matcher, self._width - 1, ask, self.sampling)
         verifying = VerifyStep(step.target, self.sampling, 1 + len(path.drawn), self.logprobs)
         packed, self._verified = verify(self, verifying, anchor, path, accept_key)
         return result(read(packed), verifying.width)
@@ -305,11 +312,12 @@ def verify(
     """Issue the target's part of a round: what comes of it, and the features of its rows."""
     cache, start = decoder.session.cache, decoder.session.cache.length
     sampled = path.drawn and not decoder.sampling.greedy
+    ids, logq = map(mx.array, path.rows()) if sampled else (None, None)
     packed, features, state = decoder.run(
         step,
         mx.array([anchor, *path.tokens], mx.int32),
-        mx.array(np.stack([one.ids for one in path.drawn])) if sampled else None,
-        mx.array(np.stack([one.logq for one in path.drawn])) if sampled else None,
+        ids,
+        logq,
         mx.array(path.allowed),
         decoder.scalar(start),
         cache.begin(start, step.width, decoder.compiled),
