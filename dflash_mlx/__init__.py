@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .conversation import Conversation, Piece
     from .errors import DFlashError
     from .generation import Response, generate, rounds, stream_generate
+    from .guide import Guide
     from .loading import Pair, load
     from .logprobs import TokenLogprob
     from .options import Options
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Conversation": "conversation",
     "DFlashError": "errors",
+    "Guide": "guide",
     "Options": "options",
     "Pair": "loading",
     "Piece": "conversation",
@@ -41,6 +43,7 @@ _HOME = {
 __all__ = [
     "Conversation",
     "DFlashError",
+    "Guide",
     "Options",
     "Pair",
     "Piece",
