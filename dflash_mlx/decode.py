@@ -34,6 +34,11 @@ class Result(NamedTuple):
     accepted: int
     logprobs: tuple[TokenLogprob, ...] = ()
 
+    def cut(self, count: int) -> Result:
+        """The first `count` tokens of it."""
+        accepted = min(self.accepted, count)
+        return Result(self.tokens[:count], self.drafted, accepted, self.logprobs[:count])
+
 
 class Decoder:
     """What plain decoding and DFlash share: how a step is called."""

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from .adaptive import AdaptiveDecoder
-from .decode import Decoder, DraftDecoder, PlainDecoder, first_token
+from .decode import Decoder, DraftDecoder, PlainDecoder, Result, first_token
 from .errors import UsageError
 from .guide import Matcher
 from .guided import GuidedDecoder, GuidedPlainDecoder, follow
 from .loading import Pair
 from .logprobs import TokenLogprob
 from .options import AUTO, Options
-from .session import Progress, Session
+from .session import Chunk, Progress, Session
 from .stats import Round, Stats
 from .text import TextStream
 from .tune.choose import policy_of
@@ -57,6 +57,132 @@ class Response:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Course:
+    """One generation between its rounds, for who runs them: `prefill`, `first`, then `next`.
+
+    Args:
+        pair, prompt, options, stats: as of `rounds`.
+        session: as of `rounds`; a new one if None.
+
+    Attributes:
+        anchor: the last token, not in the caches yet.
+        room: how many more tokens may come.
+        ending: "stop" or "length" once it is over.
+        seed: of its random keys.
+
+    Raises:
+        UsageError: as `rounds`.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        prompt: Sequence[int],
+        options: Options,
+        session: Session | None = None,
+        stats: Stats | None = None,
+    ) -> None:
+        self.pair, self.prompt, self.options = pair, prompt, options
+        self.room = limit_of(pair, prompt, options)
+        self.session = session or Session(pair.target, pair.draft)
+        self.seed = secrets.randbits(32) if options.seed is None else options.seed
+        self.ending: str | None = None if self.room else "length"
+        self.anchor = -1
+        self._stats = stats or Stats()
+        self._decoder: Decoder | None = None
+        self._matcher = Matcher(options.guide, pair.words) if options.guide and self.room else None
+        self._first: Result
+
+    def prefill(self) -> Iterator[Chunk]:
+        """Bring the caches to the end of the prompt, a pass at a time."""
+        if self.room == 0:
+            return
+        chunk, logits = self.options.prefill_chunk, None
+        for part in self.session.prefilling(self.prompt, chunk=chunk):
+            self._stats.prompt_tokens = len(self.prompt)
+            self._stats.cached_tokens = part.cached
+            logits = part.logits
+            yield part
+        assert logits is not None
+        options, matcher = self.options, self._matcher
+        allowed = matcher.allowed() if matcher else None
+        self._first = first_token(
+            logits, self.prompt, options.sampling, self.seed, options.logprobs, allowed
+        )
+        if matcher:
+            follow(matcher, self._first, 1)
+        self.anchor = self._first.tokens[0]
+
+    def first(self) -> Round:
+        """The token that comes out of the prefill."""
+        if self.room == 0:
+            return Round((), 0, 0, self.ending)
+        return self._round(self._first)
+
+    def next(self) -> Round:
+        """The next round, by a decoder of its own."""
+        if self._decoder is None:
+            self._decoder = _decoder(
+                self.pair, self.session, self.options, self.seed, self._matcher
+            )
+        return self._take(self._decoder.next(self.anchor, self.room), self._decoder.commit)
+
+    def join(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
+        """Take a round that somebody else ran, at this session as `next` would have left it."""
+        self._decoder = None  # it may have issued something ahead
+        return self._take(result, commit)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether rounds are to be drafted."""
+        return self.pair.draft is not None and self.options.speculate
+
+    def _take(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
+        """Cut what a round brought where the text ends, and have the rest committed."""
+        tokens = _cut(result.tokens, self.room, self.pair.eos_ids)
+        commit(self.anchor, tokens)
+        return self._round(result.cut(len(tokens)))
+
+    def _round(self, done: Result) -> Round:
+        self.anchor, self.room = done.tokens[-1], self.room - len(done.tokens)
+        self.ending = _ending(done.tokens, self.room, self.pair.eos_ids, self._matcher)
+        return Round(done.tokens, done.drafted, done.accepted, self.ending, done.logprobs)
+
+
+class Telling:
+    """Makes responses of the rounds of one generation.
+
+    Attributes:
+        stats: counts and times so far; the clock starts when this is made.
+    """
+
+    def __init__(self, pair: Pair, options: Options) -> None:
+        self.stats = Stats()
+        self._text = TextStream(pair.tokenizer, pair.eos_ids, options.stop)
+        self._began = time.perf_counter()
+        self._first: float | None = None
+
+    def add(self, round_: Round) -> Response:
+        """The response of the next round; with a `finish_reason` where a stop text ended it."""
+        now = time.perf_counter()
+        self._first = self._first or now
+        self.stats.ttft_s, self.stats.decode_s = self._first - self._began, now - self._first
+        tokens, piece, stopped = self._text.add(round_.tokens)
+        reason = "stop" if stopped else round_.finish_reason
+        if len(tokens) < len(round_.tokens):
+            accepted, logprobs = min(round_.accepted, len(tokens)), round_.logprobs[: len(tokens)]
+            round_ = Round(tokens, round_.drafted, accepted, reason, logprobs)
+        self.stats.add(round_, first=self.stats.generated_tokens == 0)
+        if reason:
+            piece += self._text.finish()
+            reason = "stop" if self._text.stopped else reason
+        return _response(piece, round_, reason, self.stats)
+
+    def cut(self) -> Response:
+        """The last response of an answer that nobody goes on with: the text held back."""
+        return _response(self._text.finish(), Round((), 0, 0), "length", self.stats)
+
+
 def rounds(
     pair: Pair,
     prompt: Sequence[int],
@@ -79,34 +205,13 @@ def rounds(
     Raises:
         UsageError: the prompt is empty or longer than the context, or an option does not fit.
     """
-    options = options or Options()
-    session = session or Session(pair.target, pair.draft)
-    limit = _limit(pair, prompt, options)
-    if limit == 0:
-        yield Round((), 0, 0, "length")
-        return
-    matcher = Matcher(options.guide, pair.words) if options.guide else None
-    seed = secrets.randbits(32) if options.seed is None else options.seed
-    logits, cached = session.prefill(prompt, chunk=options.prefill_chunk, progress=progress)
-    if stats is not None:
-        stats.prompt_tokens, stats.cached_tokens = len(prompt), cached
-    allowed = matcher.allowed() if matcher else None
-    first = first_token(logits, prompt, options.sampling, seed, options.logprobs, allowed)
-    if matcher:
-        follow(matcher, first, 1)
-    anchor, room = first.tokens[0], limit - 1
-    ending = _ending(first.tokens, room, pair.eos_ids, matcher)
-    yield Round(first.tokens, 0, 0, ending, first.logprobs)
-
-    decoder = _decoder(pair, session, options, seed, matcher)
-    while ending is None:
-        done = decoder.next(anchor, room)
-        tokens = _cut(done.tokens, room, pair.eos_ids)
-        decoder.commit(anchor, tokens)
-        anchor, room = tokens[-1], room - len(tokens)
-        ending = _ending(tokens, room, pair.eos_ids, matcher)
-        accepted = min(done.accepted, len(tokens))
-        yield Round(tokens, done.drafted, accepted, ending, done.logprobs[: len(tokens)])
+    course = Course(pair, prompt, options or Options(), session, stats)
+    for part in course.prefill():
+        if progress:
+            progress(part.done, part.total)
+    yield course.first()
+    while course.ending is None:
+        yield course.next()
 
 
 def stream_generate(
@@ -129,26 +234,12 @@ def stream_generate(
         UsageError: as `rounds`.
     """
     options = options or Options()
-    stats = Stats()
-    text = TextStream(pair.tokenizer, pair.eos_ids, options.stop)
-    began = time.perf_counter()
-    first: float | None = None
-    source = rounds(pair, pair.encode(prompt), options, session, stats, progress)
+    told = Telling(pair, options)
+    source = rounds(pair, pair.encode(prompt), options, session, told.stats, progress)
     for round_ in source:
-        now = time.perf_counter()
-        first = first or now
-        stats.ttft_s, stats.decode_s = first - began, now - first
-        tokens, piece, stopped = text.add(round_.tokens)
-        reason = "stop" if stopped else round_.finish_reason
-        if len(tokens) < len(round_.tokens):
-            accepted, logprobs = min(round_.accepted, len(tokens)), round_.logprobs[: len(tokens)]
-            round_ = Round(tokens, round_.drafted, accepted, reason, logprobs)
-        stats.add(round_, first=stats.generated_tokens == 0)
-        if reason:
-            piece += text.finish()
-            reason = "stop" if text.stopped else reason
-        yield _response(piece, round_, reason, stats)
-        if reason:
+        response = told.add(round_)
+        yield response
+        if response.finish_reason:
             return
 
 
@@ -177,8 +268,12 @@ def _decoder(
     return AdaptiveDecoder(pair, session, options, seed, policy_of(pair, options))
 
 
-def _limit(pair: Pair, prompt: Sequence[int], options: Options) -> int:
-    """How many tokens may be generated."""
+def limit_of(pair: Pair, prompt: Sequence[int], options: Options) -> int:
+    """How many tokens may be generated.
+
+    Raises:
+        UsageError: as `rounds`.
+    """
     if not prompt:
         raise UsageError("the prompt is empty; give at least one token")
     if len(prompt) >= pair.max_context:

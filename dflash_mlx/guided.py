@@ -334,5 +334,4 @@ def follow(matcher: Matcher, done: Result, room: int) -> Result:
     while kept < min(len(done.tokens), room) and not matcher.ended:
         matcher.take(done.tokens[kept])
         kept += 1
-    accepted = min(done.accepted, kept)
-    return Result(done.tokens[:kept], done.drafted, accepted, done.logprobs[:kept])
+    return done.cut(kept)

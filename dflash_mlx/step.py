@@ -118,7 +118,8 @@ class DraftStep:
         """Add the features of what the last round kept to the draft's context."""
         if features is None:
             return context
-        return self.draft.extend(features, features_start, context)
+        extended: State = self.draft.extend(features, features_start, context)
+        return extended
 
     def propose(
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
