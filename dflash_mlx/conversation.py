@@ -160,7 +160,13 @@ class Conversation:
 
     def _answer(self, options: Options | None, progress: Progress | None) -> Iterator[Piece]:
         prompt = self.prompt_ids
-        splitter = _Splitter(self.pair.tokenizer, self._opens_thinking(prompt))
+        thinking = self._opens_thinking(prompt)
+        if thinking and options is not None and options.guide is not None:
+            raise UsageError(
+                "the chat template begins answers with thinking, for which a guide leaves no room; "
+                "turn it off with --no-think (think=False)"
+            )
+        splitter = _Splitter(self.pair.tokenizer, thinking)
         for response in stream_generate(self.pair, prompt, options, self._session, progress):
             yield from splitter.split(response)
 
