@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
-from .fields import Effort, Model, Text, thinking_of
+from .fields import Effort, Model, Text, joined, thinking_of
 from .openai_common import check_choice
 from .refusal import Refused, unsupported
 from .served import Served
@@ -16,6 +16,28 @@ from .wanted import Message, Tool, Wanted
 
 CACHED = "prefixes are kept without marks"
 TOOLS = "tools that run on Anthropic's servers are not there; only those with an input_schema are"
+
+
+BILLING = "x-anthropic-billing-header:"
+
+
+def _system(value: object) -> object:
+    """The blocks of a system prompt as one text.
+
+    Claude Code begins it with a line for Anthropic's accounts, another one in every request, which
+    says nothing to a model and would leave no prefix in common.
+    """
+    if not isinstance(value, list):
+        return value
+    texts = [joined([part]) for part in value]
+    return "\n\n".join(t for t in texts if isinstance(t, str) and not t.startswith(BILLING))
+
+
+System = Annotated[
+    str,
+    BeforeValidator(_system),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
+]
 
 
 class TextBlock(Model):
@@ -64,6 +86,11 @@ class ResultBlock(Model):
     cache_control: dict[str, Any] | None = None
 
 
+def _type(block: object) -> str | None:
+    kind = block.get("type") if isinstance(block, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 Block = Annotated[
     Annotated[TextBlock, Tag("text")]
     | Annotated[ThinkingBlock, Tag("thinking")]
@@ -71,7 +98,7 @@ Block = Annotated[
     | Annotated[UseBlock, Tag("tool_use")]
     | Annotated[ResultBlock, Tag("tool_result")],
     Discriminator(
-        lambda block: block.get("type") if isinstance(block, dict) else block.type,
+        _type,
         custom_error_type="block",
         custom_error_message="only text, thinking, tool_use and tool_result blocks are supported",
     ),
@@ -195,7 +222,7 @@ class CountRequest(Model):
 
     messages: list[ClaudeMessage] = Field(min_length=1)
     model: str | None = None
-    system: Text | None = None
+    system: System | None = None
     tools: list[ClaudeTool] | None = None
     tool_choice: ClaudeChoice | None = None
     thinking: ClaudeThinking | None = None

@@ -158,7 +158,7 @@ def read(served: Served, model: type[AnyRequest], body: bytes) -> tuple[AnyReque
     except ValidationError as error:
         raise of_validation(error, model) from None
     except UsageError as error:
-        raise of_usage(error, list(model.model_fields)) from None
+        raise of_usage(error) from None
 
 
 async def _body(request: Request) -> bytes:

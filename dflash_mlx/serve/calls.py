@@ -19,6 +19,7 @@ from .wanted import Wanted
 _JSON = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*(?=\{)')
 _XML = re.compile(r"\s*<function=([^\s<>]+)>")
 _CLOSED = "</parameter>"
+Parsed = tuple[str, Any, str | None]  # name, arguments and id of a call
 
 
 def dumps(value: object) -> str:
@@ -70,11 +71,17 @@ class Calls:
             self.count += 1
         elif not calls:
             yield Text(self._raw())
-        for name, arguments, id_ in calls[1 if self._open else 0 :]:
+        for name, arguments, id_ in self._rest(calls):
             yield self._call(name, id_)
             yield Arguments(self.count, self._argument(name, dumps(arguments)))
             self.count += 1
         self._reset()
+
+    def _rest(self, calls: list[Parsed]) -> list[Parsed]:
+        """Of several calls in one text those that are still to be told."""
+        if self._wanted.one_call:
+            calls = calls[:1]
+        return calls[1:] if self._open else calls
 
     def _begin(self) -> Iterator[Part]:
         found = _JSON.match(self._text)
@@ -109,8 +116,8 @@ class Calls:
         text = values.get("input") if isinstance(values, dict) else None
         return text if isinstance(text, str) else arguments
 
-    def _parsed(self, text: str) -> list[tuple[str, Any, str | None]]:
-        """Names, arguments and ids in the text of a call; empty if it is none."""
+    def _parsed(self, text: str) -> list[Parsed]:
+        """The calls in a text; empty if it is none."""
         try:
             found = self._tokenizer.tool_parser(text, self._tools)
         except Exception:  # a parser may fail anyhow on what a model writes

@@ -19,7 +19,7 @@ from ..options import Options
 from .answer import Answer
 from .calls import dumps
 from .parts import Outcome, Part
-from .refusal import Refused, busy
+from .refusal import Refused, busy, of_usage
 
 log = logging.getLogger(__name__)
 
@@ -212,12 +212,10 @@ async def _left(receive: Receive) -> None:
 
 def refusal_of(error: Exception) -> Refused:
     """What a client is told about an error; a bug is logged and told as no more than that."""
-    if isinstance(error, Refused):
-        return error
     if isinstance(error, Busy):
         return busy(error.retry_after)
     if isinstance(error, UsageError):
-        return Refused(str(error), code="invalid_value")
+        return of_usage(error)
     if isinstance(error, DFlashError):
         return Refused(str(error), 500, code="server_error")
     log.error("a request failed", exc_info=error)

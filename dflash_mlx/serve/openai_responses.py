@@ -93,9 +93,7 @@ class InputOutput(Model):
 
 
 def _kind(item: object) -> str | None:
-    if not isinstance(item, dict):
-        return str(item.type) if isinstance(item, Model) and hasattr(item, "type") else None
-    kind = item.get("type", "message")
+    kind = item.get("type", "message") if isinstance(item, dict) else None
     return kind if isinstance(kind, str) else None
 
 

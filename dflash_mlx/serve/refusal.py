@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from ..errors import UsageError
+from ..options import Options
+from ..sampling import Sampling
 
 SHOWN = 8  # names of fields listed in one message
+OPTIONS = {option.name for kind in (Options, Sampling) for option in fields(kind)}
 NAME = 60  # characters of a name a client made up
 
 
@@ -60,12 +63,12 @@ def busy(retry_after: float) -> Refused:
     )
 
 
-def of_usage(error: UsageError, fields: Sequence[str]) -> Refused:
-    """A `UsageError` of the library as a refusal; it names its option first."""
+def of_usage(error: UsageError) -> Refused:
+    """A `UsageError` of the library as a refusal; it names its option first, where it has one."""
     if isinstance(error, Refused):
         return error
     first = str(error).partition(" ")[0]
-    return Refused(str(error), param=first if first in fields else None, code="invalid_value")
+    return Refused(str(error), param=first if first in OPTIONS else None, code="invalid_value")
 
 
 def of_validation(error: ValidationError, model: type[BaseModel]) -> Refused:
