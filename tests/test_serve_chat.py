@@ -1,4 +1,4 @@
-"""What the OpenAI chat and text APIs make of an answer, with an engine that says what it is told."""
+"""What OpenAI's chat and text APIs make of an answer, from an engine that says what it is told."""
 
 import json
 from typing import Any
@@ -23,10 +23,6 @@ def stream(client: Any, **body: Any) -> list[Any]:
     reply = client.post(CHAT, json={"messages": HELLO, "stream": True, **body})
     assert reply.status_code == 200, reply.text
     return events(reply.text)
-
-
-def letters_of(text: str) -> list[str]:
-    return list(text)
 
 
 def deltas(chunks: list[Any], name: str) -> str:

@@ -40,13 +40,12 @@ class Answer:
         """The parts of a round; none follow once there is an outcome."""
         ended = response.finish_reason is not None
         self._tail = [*self._tail, *response.tokens][-TAIL:]
-        before = self._kind
-        for kind, text in self._split(response.text, ended):
+        pieces = self._split(response.text, ended)
+        self._thought += _thought(pieces, len(response.tokens))
+        for kind, text in pieces:
             yield from self._segment(kind, text)
             if self._wanted.one_call and self._calls.count:
                 break
-        if "thinking" in (before, self._kind):
-            self._thought += len(response.tokens)
         if ended and self._kind == "tool":
             yield from self._close()
         if ended or (self._wanted.one_call and self._calls.count):
@@ -84,3 +83,11 @@ class Answer:
         tail = self._pair.tokenizer.decode(self._tail)
         found = [(tail.find(stop), stop) for stop in stops if stop in tail]
         return min(found)[1] if found else None
+
+
+def _thought(pieces: Sequence[tuple[str, str]], tokens: int) -> int:
+    """How many of a round's tokens are thinking; by its share of the text where both are there."""
+    lengths = [len(text) if kind == "thinking" else 0 for kind, text in pieces]
+    if all(kind == "thinking" for kind, _ in pieces):
+        return tokens
+    return round(tokens * sum(lengths) / max(1, sum(len(text) for _, text in pieces)))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
-from .fields import Effort, Model, Text, joined, thinking_of
+from .fields import Effort, Model, Stop, Text, joined, thinking_of
 from .openai_common import check_choice
 from .refusal import Refused, unsupported
 from .served import Served
@@ -287,7 +287,7 @@ class ClaudeRequest(CountRequest):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    stop_sequences: list[str] | None = Field(None, max_length=64)
+    stop_sequences: list[Stop] | None = Field(None, max_length=64)
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     container: None = Field(None, description="this server runs no code")

@@ -74,8 +74,9 @@ def listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+Stop = Annotated[str, Field(min_length=1)]
 Texts = Annotated[
-    list[str],
+    list[Stop],
     BeforeValidator(listed),
     Field(max_length=64),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),

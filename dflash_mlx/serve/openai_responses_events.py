@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .events import event
-from .openai_common import error_body, new_id, now, statistics
+from .openai_common import new_id, now, statistics
 from .openai_responses import ResponsesRequest
 from .parts import Arguments, Call, Outcome, Part, Thinking
 from .refusal import Refused
@@ -85,9 +85,12 @@ class ResponsesEncoder:
 
     def fail(self, error: Refused) -> Iterator[str]:
         """The response as failed."""
-        body: Any = error_body(error)["error"]
         response = self._response("failed")
-        response["error"] = {"code": body["code"] or "server_error", "message": body["message"]}
+        kinds = {429: "rate_limit_exceeded", 500: "server_error"}
+        response["error"] = {
+            "code": kinds.get(error.status, "invalid_prompt"),
+            "message": str(error),
+        }
         yield self._event("response.failed", response=response)
 
     def whole(self, parts: Sequence[Part], outcome: Outcome) -> dict[str, object]:
@@ -181,7 +184,10 @@ class ResponsesEncoder:
         response = self._response(status)
         response["usage"] = {
             "input_tokens": stats.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": stats.cached_tokens},
+            "input_tokens_details": {
+                "cached_tokens": stats.cached_tokens,
+                "cache_write_tokens": 0,
+            },
             "output_tokens": stats.generated_tokens,
             "output_tokens_details": {"reasoning_tokens": outcome.thought},
             "total_tokens": stats.prompt_tokens + stats.generated_tokens,

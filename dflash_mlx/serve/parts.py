@@ -50,7 +50,7 @@ class Outcome:
         reason: "stop", "length", or "calls" if it ended with tool calls.
         stop: the stop text that ended it.
         stats: the engine's counts.
-        thought: tokens between think markers.
+        thought: tokens between think markers, about.
     """
 
     reason: str
