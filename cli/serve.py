@@ -185,23 +185,23 @@ def serve(
     if at.print_env is not None:
         _print_env(at, model.model)
         return
-    from dflash_mlx.serve.server import address, bound, is_loopback
-
-    opened = bound(at.host, at.port)
-    access, limits = at.access(is_loopback(opened)), at.limits()
-    defaults = _defaults(work, sampling, speculation)
-    log = Log(at.json, at.quiet)
-    pair = _load(model, work, defaults, log.screen)
     from dflash_mlx.engine import Engine
     from dflash_mlx.serve.served import Served, names_of
-    from dflash_mlx.serve.server import run
+    from dflash_mlx.serve.server import address, bound, is_loopback, run
 
-    names = names_of(pair, model.model, tuple(at.alias or ()))
-    with Engine(pair, work.engine()) as engine:
-        served = Served(pair, engine, names, defaults, work.think, limits, access, log.request)
-        log.start(address(opened), pair, names)
-        run(served, opened)
-    log.end()
+    with bound(at.host, at.port) as opened:
+        access, limits = at.access(is_loopback(opened)), at.limits()
+        defaults = _defaults(work, sampling, speculation)
+        log = Log(at.json, at.quiet)
+        pair = _load(model, work, defaults, log.screen)
+        names = names_of(pair, model.model, tuple(at.alias or ()))
+        with Engine(pair, work.engine()) as engine:
+            log.start(address(opened), pair, names)
+            run(
+                Served(pair, engine, names, defaults, work.think, limits, access, log.request),
+                opened,
+            )
+        log.end()
 
 
 def _load(model: ModelOptions, work: WorkOptions, defaults: Options, screen: Screen) -> Pair:
