@@ -215,14 +215,15 @@ def test_two_limits() -> None:
     assert client.post("/v1/chat/completions", json=body | {"max_tokens": 6}).status_code == 200
 
 
+@pytest.mark.parametrize(("size", "unit"), [(5000, "tokens"), (200_000, "characters")])
 @pytest.mark.parametrize("path", BASES)
-def test_a_prompt_that_is_too_long(client: TestClient, path: str) -> None:
-    long = "x" * 5000
+def test_a_prompt_that_is_too_long(client: TestClient, path: str, size: int, unit: str) -> None:
+    long = "x" * size
     field = {"messages": [{"role": "user", "content": long}], "prompt": long, "input": long}
     body = {name: field.get(name, value) for name, value in BASES[path].items()}
     reply = client.post(path, json=body)
     assert reply.status_code == 400
-    assert "the context holds 2048" in message_of(reply)
+    assert f" {unit}, the context holds 2048" in message_of(reply)
 
 
 def test_what_the_engine_refuses() -> None:

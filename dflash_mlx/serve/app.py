@@ -154,7 +154,7 @@ def read(served: Served, model: type[AnyRequest], body: bytes) -> tuple[AnyReque
         if served.think is not None:
             template = {"enable_thinking": served.think, **wanted.template}
             wanted = replace(wanted, template=template)
-        return parsed, wanted, prepare(served.pair, wanted)
+        return parsed, wanted, prepare(served.pair, wanted, served.most_characters)
     except ValidationError as error:
         raise of_validation(error, model) from None
     except UsageError as error:

@@ -31,12 +31,20 @@ class Prompt:
     thinking: bool = False
 
 
-def prepare(pair: Pair, wanted: Wanted) -> Prompt:
+def prepare(pair: Pair, wanted: Wanted, most: int | None = None) -> Prompt:
     """Render and encode a request.
+
+    Args:
+        pair: whose template and tokenizer.
+        wanted: the request.
+        most: characters beyond which it need not be encoded to be known as too long.
 
     Raises:
         Refused: the chat template does not take it, or it is empty or too long.
     """
+    given = len(wanted.prompt or "") + sum(len(m["content"]) for m in wanted.messages)
+    if most is not None and given > most:
+        raise too_long(f"{given} characters", pair)
     if wanted.prompt is not None:
         return Prompt(_checked(pair, _encoded(pair, wanted.prompt)))
     if not pair.tokenizer.has_chat_template:
@@ -104,9 +112,14 @@ def _checked(pair: Pair, ids: list[int]) -> list[int]:
     if not ids:
         raise Refused("the prompt is empty; give at least one token", param="prompt")
     if len(ids) >= pair.max_context:
-        raise Refused(
-            f"the prompt has {len(ids)} tokens, the context holds {pair.max_context} with the "
-            "answer; shorten the prompt",
-            code="context_length_exceeded",
-        )
+        raise too_long(f"{len(ids)} tokens", pair)
     return ids
+
+
+def too_long(size: str, pair: Pair) -> Refused:
+    """The refusal of a prompt of this size."""
+    return Refused(
+        f"the prompt has {size}, the context holds {pair.max_context} tokens with the answer; "
+        "shorten the prompt",
+        code="context_length_exceeded",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..engine import Engine
 from ..loading import Pair
@@ -12,6 +13,7 @@ from ..pairs import find
 from .refusal import Refused
 
 MIB = 1 << 20
+COMPOSED = 4  # characters that a tokenizer may make one of before it looks
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class Served:
     def name(self) -> str:
         """What the model is called."""
         return self.names[0]
+
+    @cached_property
+    def most_characters(self) -> int:
+        """No text that is longer fits into the context, whatever its tokens are."""
+        longest = max(map(len, self.pair.tokenizer.get_vocab()))
+        return self.pair.max_context * longest * COMPOSED
 
     def check(self, model: str | None) -> None:
         """Refuse a model that is not the one served; names are compared and lead nowhere else.
