@@ -107,21 +107,26 @@ class Course:
 
     def next(self) -> Round:
         """The next round, by a decoder of its own."""
-        return self.take(self.decoder.next(self.anchor, self.room), self.decoder.commit)
+        if self._decoder is None:
+            self._decoder = _decoder(self.pair, self.session, self.options, self.seed)
+        return self._take(self._decoder.next(self.anchor, self.room), self._decoder.commit)
 
-    def take(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
+    def join(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
+        """Take a round that somebody else ran, at this session as `next` would have left it."""
+        self._decoder = None  # it may have issued something ahead
+        return self._take(result, commit)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether rounds are to be drafted."""
+        return self.pair.draft is not None and self.options.speculate
+
+    def _take(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
         """Cut what a round brought where the text ends, and have the rest committed."""
         tokens, drafted, accepted = result
         tokens = _cut(tokens, self.room, self.pair.eos_ids)
         commit(self.anchor, tokens)
         return self._round(tokens, drafted, min(accepted, len(tokens)))
-
-    @property
-    def decoder(self) -> Decoder:
-        """What runs its rounds where nobody else does."""
-        if self._decoder is None:
-            self._decoder = _decoder(self.pair, self.session, self.options, self.seed)
-        return self._decoder
 
     def _round(self, tokens: tuple[int, ...], drafted: int, accepted: int) -> Round:
         self.anchor, self.room = tokens[-1], self.room - len(tokens)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -16,12 +17,13 @@ from dflash_mlx.engine.prefixes import Fresh
 from dflash_mlx.errors import Busy, UsageError
 from dflash_mlx.generation import Response, rounds, stream_generate
 from dflash_mlx.loading import Pair
-from dflash_mlx.options import Options
+from dflash_mlx.options import AUTO, Options
 from dflash_mlx.sampling import Sampling
 from dflash_mlx.session import Session
 
-from .families import prompt_of
-from .tiny import letters, options, tiny_pair
+from .choosers import priced
+from .families import FAMILIES, draft_config, make_pair, prompt_of, random_draft
+from .tiny import letters, options, tiny_pair, tokenizer
 
 SOON = 60.0  # seconds after which a test fails instead of hanging
 
@@ -93,18 +95,33 @@ def gated(pair: Pair, chosen: EngineOptions) -> Iterator[tuple[Engine, Gate]]:
 # What comes out
 
 
-@pytest.mark.parametrize("count", [1, 4, 16])
-def test_answers_are_those_given_alone(count: int) -> None:
+@pytest.mark.parametrize(("count", "together"), [(1, True), (4, True), (4, False), (16, True)])
+def test_answers_are_those_given_alone(count: int, together: bool) -> None:
     pair = tiny_pair()
-    wanted = [options(6 + 5 * i % 23, seed=i) for i in range(count)]
+    wanted = [options(4 + 5 * i % 11) for i in range(count)]
     expected = [alone(pair, p, o) for p, o in zip(prompts(count), wanted, strict=True)]
-    with Engine(pair) as engine:
+    with Engine(pair, EngineOptions(places=max(1, count // 2), together=together)) as engine:
         tickets = [engine.submit(p, o) for p, o in zip(prompts(count), wanted, strict=True)]
         assert [ids_of(told(ticket)) for ticket in tickets] == expected
         counters = engine.counters
     assert (counters.finished, counters.running, counters.waiting) == (count, 0, 0)
     assert counters.tokens == sum(len(ids) for ids in expected)
     assert counters.prefilled == sum(len(p) for p in prompts(count))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family: str) -> None:
+    """They join while others are decoded, drafted and plain ones; one has widths of its own."""
+    draft = random_draft(draft_config(block_size=4))
+    pair = priced(make_pair(family, draft, tokenizer=tokenizer()))
+    kinds: list[dict[str, Any]] = [{}, {"speculate": False}, {}, {"block": AUTO}, {"block": 2}]
+    jobs = [
+        (prompt_of(3 + 5 * i, seed=2), Options(max_tokens=6 - i, prefill_chunk=16, **kind))
+        for i, kind in enumerate(kinds)
+    ]
+    expected = [alone(pair, *job) for job in jobs]
+    with Engine(pair, EngineOptions(places=4)) as engine:
+        assert [ids_of(told(t)) for t in [engine.submit(*job) for job in jobs]] == expected
 
 
 def test_responses_are_those_of_stream_generate() -> None:

@@ -15,19 +15,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import mlx.core as mx
 
+from ..decode import Result
 from ..errors import Busy, UsageError
 from ..generation import limit_of
 from ..loading import Pair
 from ..options import Options
+from ..stats import Round
 from .memory import available, size_of
 from .options import Counters, EngineOptions
 from .prefixes import Fresh, Prefixes
 from .request import Request
+from .sharing import Group, Sharing
 from .ticket import Ticket
+from .together import Commit, run_round
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +58,7 @@ class Engine:
         self._prefixes = prefixes or Fresh(pair)
         self._size = size_of(pair)
         self._limit = available() if options.memory is None else options.memory
+        self._sharing = Sharing(pair, options.together)
         self._wake = threading.Condition()
         self._waiting: deque[Request] = deque()  # this and what follows: under the lock
         self._counters = Counters(memory_limit=self._limit)
@@ -151,9 +157,13 @@ class Engine:
         if self._joining:
             self._joining.rotate(-1)
             self._attempt(self._joining[-1], self._read)
-        for request in list(self._running):
-            if not request.ticket.cancelled:
-                self._attempt(request, self._round)
+        by_course = {r.course: r for r in self._running if r.course is not None}
+        for group in self._sharing.groups(list(by_course)):
+            requests = [by_course[course] for course in group.courses]
+            if len(requests) > 1:
+                self._share(group, requests)
+            else:
+                self._attempt(requests[0], self._round)
 
     def _admit(self) -> None:
         """Give places to those that wait, in their order."""
@@ -203,14 +213,34 @@ class Engine:
             if chunk.logits is None:
                 return
             self._count(cached=chunk.cached)
-            assert request.read() is None  # the first token
+            request.read()  # nothing is left but the first token
         self._joining.remove(request)
         self._running.append(request)
         self._count(tokens=len(request.tell(request.course.first()).tokens))
 
+    def _share(self, group: Group, requests: Sequence[Request]) -> None:
+        """A round of several requests in one pass; what fails ends them all."""
+        began = time.perf_counter()
+        try:
+            done = run_round(self.pair, group.courses, group.width)
+        except Exception as error:  # the consumers raise it
+            for request in requests:
+                self._leave(request, error)
+            return
+        accepted = [result[2] for result, _ in done]
+        self._sharing.learn(group, accepted, time.perf_counter() - began)
+        for request, (result, commit) in zip(requests, done, strict=True):
+            self._attempt(request, partial(self._join, result=result, commit=commit))
+
+    def _join(self, request: Request, result: Result, commit: Commit) -> None:
+        assert request.course is not None
+        self._tell(request, request.course.join(result, commit))
+
     def _round(self, request: Request) -> None:
         assert request.course is not None
-        round_ = request.course.next()
+        self._tell(request, request.course.next())
+
+    def _tell(self, request: Request, round_: Round) -> None:
         response = request.tell(round_)
         self._count(
             tokens=len(response.tokens),
@@ -225,7 +255,8 @@ class Engine:
             if request in group:
                 group.remove(request)
         took = time.monotonic() - self._began.pop(request)
-        self._took += (took - self._took) * (RECENT if self._took else 1.0)
+        if request.over:
+            self._took += (took - self._took) * (RECENT if self._took else 1.0)
         how = "failed" if error else "finished" if request.over else "cancelled"
         self._count(**{how: 1}, running=-1, memory=-request.memory)
         try:
@@ -261,8 +292,7 @@ class Engine:
 
     def _wait(self) -> float:
         """Seconds until a place in the queue may be free, from how long requests take."""
-        ahead = len(self._waiting) + 1
-        return max(1.0, self._took * ahead / self.options.places)
+        return max(1.0, self._took / self.options.places)
 
 
 def _mib(size: int) -> str:

@@ -16,11 +16,13 @@ class EngineOptions:
         queue: requests that wait beyond these.
         memory: bytes for the caches of the requests that run; None takes what the machine has
             beside the weights.
+        together: decode requests in the same passes where they can be; False has them take turns.
     """
 
     places: int = 4
     queue: int = 32
     memory: int | None = None
+    together: bool = True
 
     def __post_init__(self) -> None:
         if self.places < 1:
