@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -106,12 +105,3 @@ CLIENTS: dict[str, Callable[[Address], str]] = {
     "cline": _cline,
     "open-webui": _open_webui,
 }
-
-
-def curl(at: Address) -> str:
-    """A first request."""
-    body = {"model": at.model, "messages": [{"role": "user", "content": "Hello"}]}
-    return (
-        f"curl {at.url}/v1/chat/completions -H 'Content-Type: application/json' "
-        f"-H 'Authorization: Bearer {at.key}' -d '{json.dumps(body)}'"
-    )
