@@ -79,6 +79,7 @@ class Scripted:
         self.error: Exception | None = None  # what `submit` raises
         self.breaks: Exception | None = None  # what ends an answer after its texts
         self.holds = False  # whether answers stay open after their texts
+        self.vanishes = False  # whether they then end without an end
         self.counters = Counters()
 
     def submit(
@@ -96,6 +97,8 @@ class Scripted:
             ticket.tell(response)
         if self.breaks is not None:
             ticket.tell(self.breaks)
+        if self.vanishes:
+            ticket.tell(None)
         return ticket
 
     def close(self) -> None:

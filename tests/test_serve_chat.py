@@ -229,6 +229,15 @@ def test_an_error_in_a_stream() -> None:
     assert client.post(CHAT, json={"messages": HELLO}).status_code == 500
 
 
+def test_an_answer_that_just_stops() -> None:
+    client, engine = serve_texts("half")
+    engine.breaks = OSError("no space left")
+    assert "error" in stream(client)[-1]
+    engine.holds, engine.breaks = True, None
+    engine.vanishes = True
+    assert stream(client)[-1]["error"]["type"] == "server_error"
+
+
 def test_a_full_queue() -> None:
     client, engine = serve_texts("x")
     engine.error = Busy("full", 2.4)

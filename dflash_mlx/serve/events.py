@@ -153,6 +153,14 @@ class AnswerResponse(Response):
                 await writing
             self._finished(self._answer.outcome, status)
 
+    async def _rounds(self) -> AsyncIterator[Round | None]:
+        """The rounds of the answer, up to where it is complete."""
+        async for round_ in self._running.rounds(self._patience):
+            yield round_
+            if self._answer.outcome is not None:
+                return
+        raise RuntimeError("the engine left an answer without its end")
+
     async def _events(self, send: Send) -> int:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         headers += [(k.lower().encode(), v.encode()) for k, v in (HEADERS | self._more).items()]
@@ -160,14 +168,11 @@ class AnswerResponse(Response):
         status = OK
         try:
             await _write(send, self._encoder.begin())
-            async for round_ in self._running.rounds(self._patience):
+            async for round_ in self._rounds():
                 await self._round(send, round_)
-                if self._answer.outcome:
-                    await _write(send, self._encoder.end(self._answer.outcome))
-                    break
+            assert self._answer.outcome is not None
+            await _write(send, self._encoder.end(self._answer.outcome))
         except Exception as error:
-            if isinstance(error, OSError):
-                raise
             refused = refusal_of(error)
             status = refused.status
             await _write(send, self._encoder.fail(refused))
@@ -185,11 +190,8 @@ class AnswerResponse(Response):
         parts: list[Part] = []
         response: Response
         try:
-            async for round_ in self._running.rounds(self._patience):
-                if round_ is not None:
-                    parts += self._answer.add(round_)
-                if self._answer.outcome:
-                    break
+            async for round_ in self._rounds():
+                parts += self._answer.add(round_) if round_ else ()
             assert self._answer.outcome is not None
             whole = self._encoder.whole(parts, self._answer.outcome)
             response = Json(whole, headers=self._more)
@@ -213,7 +215,7 @@ async def _left(receive: Receive) -> None:
 def refusal_of(error: Exception) -> Refused:
     """What a client is told about an error; a bug is logged and told as no more than that."""
     if isinstance(error, Busy):
-        return busy(error.retry_after)
+        return busy(error)
     if isinstance(error, UsageError):
         return of_usage(error)
     if isinstance(error, DFlashError):

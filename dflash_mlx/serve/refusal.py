@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import UsageError
+from ..errors import Busy, UsageError
 from ..options import Options
 from ..sampling import Sampling
 
@@ -52,11 +52,11 @@ def unsupported(param: str, given: object, hint: str) -> Refused:
     )
 
 
-def busy(retry_after: float) -> Refused:
-    """The refusal where no more requests can wait."""
-    seconds = max(1, math.ceil(retry_after))
+def busy(error: Busy) -> Refused:
+    """The refusal where there is no room now."""
+    seconds = max(1, math.ceil(error.retry_after))
     return Refused(
-        f"too many requests are waiting; try again in {seconds} s",
+        f"{error} (try again in {seconds} s)",
         429,
         code="rate_limit_exceeded",
         headers={"Retry-After": str(seconds)},
