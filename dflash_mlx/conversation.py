@@ -162,6 +162,11 @@ class Conversation:
         prompt = self.prompt_ids
         tokenizer = self.pair.tokenizer
         thinking = tokenizer.has_thinking and opens_thinking(tokenizer, self._render(False), prompt)
+        if thinking and options is not None and options.guide is not None:
+            raise UsageError(
+                "the chat template begins answers with thinking, for which a guide leaves no room; "
+                "turn it off with --no-think (think=False)"
+            )
         splitter = Splitter(tokenizer, thinking=thinking)
         for response in stream_generate(self.pair, prompt, options, self._session, progress):
             pieces = splitter.split(response.text, ended=response.finish_reason is not None)

@@ -123,6 +123,21 @@ def process(logits: mx.array, history: mx.array | None, sampling: Sampling) -> m
     return logits
 
 
+def restrict(logits: mx.array, allowed: mx.array) -> mx.array:
+    """Rule tokens out.
+
+    Args:
+        logits: float32 [rows, vocab].
+        allowed: uint32 [rows, ceil(vocab / 32)]: bit i % 32 of word i // 32 stands for token i.
+
+    Returns:
+        float32 [rows, vocab], -inf for what is not allowed.
+    """
+    bits = (allowed[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+    bits = bits.reshape(logits.shape[0], -1)[:, : logits.shape[1]]
+    return mx.where(bits.astype(mx.bool_), logits, -mx.inf)
+
+
 def log_distribution(logits: mx.array, sampling: Sampling) -> mx.array:
     """Log-probabilities that sampling draws from, after filters and temperature.
 
