@@ -34,6 +34,12 @@ class Splitter:
         self._trims = tokenizer.has_thinking  # templates put line breaks around the markers
         self._begun = False
 
+    @property
+    def kind(self) -> Kind:
+        """Of the text that comes next."""
+        kind: Kind = self._state[0]
+        return kind
+
     def split(self, text: str, *, ended: bool) -> list[tuple[Kind, str]]:
         """The text of a round by kind, one entry for every change and at least one."""
         self._state, parts = TextStateMachine.split(self._state, text)

@@ -17,6 +17,7 @@ from dflash_mlx.engine import Counters, Engine, Ticket
 from dflash_mlx.errors import Busy
 from dflash_mlx.generation import Response
 from dflash_mlx.loading import Pair
+from dflash_mlx.logprobs import TokenLogprob
 from dflash_mlx.options import Options
 from dflash_mlx.serve.app import application
 from dflash_mlx.serve.served import Served
@@ -79,6 +80,7 @@ class Scripted:
         self.error: Exception | None = None  # what `submit` raises
         self.breaks: Exception | None = None  # what ends an answer after its texts
         self.holds = False  # whether answers stay open after their texts
+        self.logprobs = False  # whether tokens have them
         self.vanishes = False  # whether they then end without an end
         self.counters = Counters()
 
@@ -120,9 +122,9 @@ class Scripted:
                 tokens = (*tokens, *self.pair.eos_ids)
             round_ = Round(tokens, 3, 1, self.reason if last else None)
             stats.add(round_, first=index == 0)
-            yield Response(
-                text, tokens, 1, prompt, 0.0, len(tokens), 0.0, 0.0, round_.finish_reason, stats
-            )
+            known = tuple(TokenLogprob(t, -0.5) for t in tokens) if self.logprobs else ()
+            end = round_.finish_reason
+            yield Response(text, tokens, 1, prompt, 0.0, len(tokens), 0.0, 0.0, end, stats, known)
 
 
 def serve_texts(*texts: str, parser: str = "json", **more: Any) -> tuple[TestClient, Scripted]:

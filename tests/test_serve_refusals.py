@@ -18,7 +18,7 @@ STRICT = {"type": "function", "function": {"name": "f", "strict": True}}
 FLAT = {"type": "function", "name": "f"}
 IMAGE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
 NAMED = {"type": "function", "function": {"name": "f"}}
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "hat"}}}
 
 SAMPLING: list[tuple[str, Any]] = [
     ("temperature", -1),
@@ -46,8 +46,9 @@ SAMPLING: list[tuple[str, Any]] = [
 CHAT: list[tuple[str, Any]] = [
     *SAMPLING,
     ("n", 2),
-    ("logprobs", True),
     ("top_logprobs", 3),
+    ("top_logprobs", 21),
+    ("logprobs", 3),
     ("store", True),
     ("max_tokens", -1),
     ("modalities", ["audio"]),
@@ -57,9 +58,11 @@ CHAT: list[tuple[str, Any]] = [
     ("function_call", "auto"),
     ("web_search_options", {}),
     ("verbosity", "low"),
-    ("response_format", {"type": "json_object"}),
-    ("response_format", SCHEMA),
+    ("response_format", {"type": "json_schema"}),
+    ("response_format", {"type": "grammar", "grammar": "x"}),
+    ("response_format", BAD_SCHEMA),
     ("tool_choice", "required"),
+    ("tool_choice", "any"),
     ("tool_choice", NAMED),
     ("tools", [STRICT]),
     ("tools", [{"type": "web_search"}]),
@@ -83,7 +86,7 @@ TEXT: list[tuple[str, Any]] = [
     ("best_of", 2),
     ("echo", True),
     ("suffix", "x"),
-    ("logprobs", 1),
+    ("logprobs", 6),
     ("prompt", ["a", "b"]),
     ("prompt", []),
     ("prompt", ""),
@@ -101,10 +104,10 @@ RESPONSES: list[tuple[str, Any]] = [
     ("store", True),
     ("truncation", "auto"),
     ("max_tool_calls", 1),
-    ("top_logprobs", 1),
+    ("top_logprobs", 21),
     ("prompt", {"id": "x"}),
-    ("include", ["message.output_text.logprobs"]),
-    ("text", {"format": {"type": "json_object"}}),
+    ("include", ["file_search_call.results"]),
+    ("text", {"format": {"type": "json_schema", "name": "x"}}),
     ("text", {"verbosity": "low"}),
     ("context_management", []),
     ("tool_choice", "required"),
@@ -133,7 +136,7 @@ CLAUDE: list[tuple[str, Any]] = [
     ("tools", [{"type": "web_search_20250305", "name": "web_search"}]),
     ("tools", [{"name": "f", "input_schema": {}, "strict": True}]),
     ("thinking", {"type": "sometimes"}),
-    ("output_config", {"format": {"type": "json_schema", "schema": {}}}),
+    ("output_config", {"format": {"type": "json_schema"}}),
     ("context_management", {"edits": [{"type": "clear_tool_uses_20250919"}]}),
     ("mcp_servers", [{"url": "http://x"}]),
     ("container", "c"),
@@ -169,7 +172,7 @@ def message_of(reply: Any) -> str:
 def test_a_value_is_refused_by_name(client: TestClient, path: str, name: str, value: Any) -> None:
     reply = client.post(path, json=BASES[path] | {name: value})
     assert reply.status_code == (404 if name == "model" else 400)
-    named = {"messages": ("messages", "content"), "max_tokens": ("max_tokens",)}
+    named = {"messages": ("messages", "content"), "response_format": ("response_format",)}
     assert any(word in message_of(reply) for word in named.get(name, (name,)))
     if path != "/v1/messages":
         assert reply.json()["error"]["param"].startswith(name)

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from ..generation import Response
 from ..loading import Pair
+from ..logprobs import TokenLogprob
 from ..splitting import Splitter
 from ..stats import Stats
 from .calls import Calls
 from .parts import Outcome, Part, Text, Thinking
+from .probabilities import OfAnswer
 from .prompt import Prompt
 from .wanted import Wanted
 
@@ -26,10 +28,9 @@ class Answer:
     def __init__(self, pair: Pair, wanted: Wanted, prompt: Prompt) -> None:
         self._pair = pair
         self._wanted = wanted
-        # A bare prompt is continued as it is, markers and all.
-        self._splitter = wanted.prompt is None and Splitter(
-            pair.tokenizer, thinking=prompt.thinking, tools=bool(wanted.tools)
-        )
+        self._splitter = self._new_splitter(prompt)
+        self._of_answer = OfAnswer(pair.tokenizer, self._new_splitter(prompt), pair.eos_ids)
+        self._logprobs: list[TokenLogprob] = []  # of tokens whose text is not told yet
         self._calls = Calls(pair.tokenizer, wanted)
         self._kind = "thinking" if prompt.thinking else "answer"
         self._tail: list[int] = []
@@ -42,14 +43,28 @@ class Answer:
         self._tail = [*self._tail, *response.tokens][-TAIL:]
         pieces = self._split(response.text, ended)
         self._thought += _thought(pieces, len(response.tokens))
+        self._logprobs += self._of_answer.among(response.logprobs)
         for kind, text in pieces:
             yield from self._segment(kind, text)
             if self._wanted.one_call and self._calls.count:
                 break
         if ended and self._kind == "tool":
             yield from self._close()
+        if ended and self._logprobs:
+            yield self._text("")
         if ended or (self._wanted.one_call and self._calls.count):
             self.outcome = self._end(response.finish_reason or "stop", response.stats)
+
+    def _text(self, text: str) -> Text:
+        known, self._logprobs = tuple(self._logprobs), []
+        return Text(text, known)
+
+    def _new_splitter(self, prompt: Prompt) -> Splitter | None:
+        """None for a bare prompt, which is continued as it is, markers and all."""
+        if self._wanted.prompt is not None:
+            return None
+        tools = bool(self._wanted.tools)
+        return Splitter(self._pair.tokenizer, thinking=prompt.thinking, tools=tools)
 
     def _split(self, text: str, ended: bool) -> Sequence[tuple[str, str]]:
         return self._splitter.split(text, ended=ended) if self._splitter else [("answer", text)]
@@ -64,7 +79,7 @@ class Answer:
             yield Thinking(text)
         # Models put line breaks between calls and after them.
         elif text and not (self._calls.count and not text.strip()):
-            yield Text(text)
+            yield self._text(text)
 
     def _close(self) -> Iterator[Part]:
         self._kind = "answer"

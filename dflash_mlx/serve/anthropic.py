@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from .fields import Effort, Model, Stop, Text, joined, thinking_of
-from .openai_common import check_choice
-from .refusal import Refused, unsupported
+from .guides import FlatFormat, guided
+from .openai_common import offered
+from .refusal import Refused
 from .served import Served
 from .wanted import Message, Tool, Wanted
 
@@ -18,6 +19,7 @@ CACHED = "prefixes are kept without marks"
 TOOLS = "tools that run on Anthropic's servers are not there; only those with an input_schema are"
 
 
+MODES = {"auto": "auto", "none": "none", "any": "required", "tool": "function"}
 BILLING = "x-anthropic-billing-header:"
 
 
@@ -198,10 +200,10 @@ class ClaudeThinking(Model):
 
 
 class OutputConfig(Model):
-    """How much to think."""
+    """How much to think, and how the answer is written."""
 
     effort: Effort | None = None
-    format: None = Field(None, description="schemas need guided decoding")
+    format: FlatFormat | None = None
 
 
 class Edit(Model):
@@ -241,21 +243,21 @@ class CountRequest(Model):
         """
         tools = tuple(tool.tool() for tool in self.tools or ())
         choice = self.tool_choice
-        if choice is not None:
-            if choice.type in ("any", "tool"):
-                raise unsupported(
-                    "tool_choice.type", choice.type, "auto and none are; a call cannot be forced"
-                )
-            tools = check_choice(choice.type, tools)
+        mode = MODES[choice.type] if choice else "auto"
+        tools, forced = offered(mode, choice.name if choice else None, tools)
         messages = self._messages()
-        return Wanted(
+        wanted = Wanted(
             options=served.defaults,
             messages=messages,
             tools=tools,
+            forced=forced,
             template=self._template(),
             goes_on=messages[-1]["role"] == "assistant",
             one_call=bool(choice and choice.disable_parallel_tool_use),
         )
+        form = self.output_config.format if self.output_config else None
+        param = "output_config.format"
+        return guided(wanted, form.guide(param) if form else None, param)
 
     def _messages(self) -> list[Message]:
         head = [{"role": "system", "content": self.system}] if self.system else []
@@ -300,16 +302,16 @@ class ClaudeRequest(CountRequest):
         Raises:
             UsageError: a value does not fit.
         """
-        defaults = served.defaults
+        wanted, defaults = super().wanted(served), served.defaults
         given = self.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
         options = replace(
-            defaults,
+            wanted.options,
             sampling=replace(defaults.sampling, **given),
             max_tokens=self.max_tokens,
             stop=defaults.stop if self.stop_sequences is None else tuple(self.stop_sequences),
         )
         return replace(
-            super().wanted(served),
+            wanted,
             options=options,
             stream=bool(self.stream),
             statistics=bool(self.x_dflash),

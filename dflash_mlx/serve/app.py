@@ -23,6 +23,7 @@ from .answer import Answer
 from .anthropic import ClaudeRequest, CountRequest
 from .events import AnswerResponse, Encoder, Json, Running, refusal_of
 from .guard import NOTES, Desk, Door, Notes, Watched
+from .guides import called
 from .metrics import Metrics
 from .openai_chat import ChatEncoder, ChatRequest
 from .openai_common import now
@@ -154,6 +155,8 @@ def read(served: Served, model: type[AnyRequest], body: bytes) -> tuple[AnyReque
         if served.think is not None:
             template = {"enable_thinking": served.think, **wanted.template}
             wanted = replace(wanted, template=template)
+        if wanted.forced:
+            wanted = called(served.pair, wanted)
         return parsed, wanted, prepare(served.pair, wanted, served.most_characters)
     except ValidationError as error:
         raise of_validation(error, model) from None

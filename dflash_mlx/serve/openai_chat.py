@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Discriminator, Field, Tag
 
+from ..logprobs import TokenLogprob
+from ..options import Options
 from .events import event
 from .fields import (
     Effort,
@@ -19,23 +21,23 @@ from .fields import (
     Texts,
     thinking_of,
 )
+from .guides import Format, guided
 from .openai_common import (
-    LATER,
-    SCHEMA,
     Function,
     FunctionName,
     StreamOptions,
     Usage,
     arguments_of,
-    check_choice,
     error_body,
     new_id,
     now,
+    offered,
     statistics,
     usage,
 )
 from .parts import Call, Gathered, Outcome, Part, Thinking
 from .parts import Text as TextPart
+from .probabilities import detailed
 from .refusal import Refused
 from .served import Served
 from .wanted import Message, Tool, Wanted
@@ -113,14 +115,11 @@ class NamedChoice(Model):
     function: FunctionName
 
 
-def _choice(value: object) -> object:
-    return NamedChoice.model_validate(value).type if isinstance(value, dict) else value
-
-
-class ChatFormat(Model):
-    """How the answer is written."""
-
-    type: Literal["text"] = Field(description=SCHEMA)
+Word = Literal["none", "auto", "required"]
+Choice = Annotated[
+    Annotated[Word, Tag("word")] | Annotated[NamedChoice, Tag("named")],
+    Discriminator(lambda value: "word" if isinstance(value, str) else "named"),
+]
 
 
 class ChatRequest(SamplingFields):
@@ -134,18 +133,14 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=0)
     stop: Texts | None = None
     tools: list[ChatTool] | None = None
-    tool_choice: Annotated[
-        Literal["none", "auto", "required", "function"] | None,
-        BeforeValidator(_choice),
-        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]}),
-    ] = None
+    tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: TemplateArguments | None = None
-    response_format: ChatFormat | None = Field(None, description=SCHEMA)
+    response_format: Format | None = None
     n: Literal[1] | None = Field(None, description=ONE)
-    logprobs: Literal[False] | None = Field(None, description=LATER)
-    top_logprobs: Literal[0] | None = Field(None, description=LATER)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     store: Literal[False] | None = Field(None, description="answers are not stored")
     modalities: list[Literal["text"]] | None = Field(None, description=TEXT_ALONE)
     audio: None = Field(None, description=TEXT_ALONE)
@@ -171,18 +166,24 @@ class ChatRequest(SamplingFields):
         template = thinking_of(self.reasoning_effort)
         if self.chat_template_kwargs is not None:
             template |= self.chat_template_kwargs.given()
-        return Wanted(
+        named = self.tool_choice if isinstance(self.tool_choice, NamedChoice) else None
+        mode = "function" if named else str(self.tool_choice or "auto")
+        tools, forced = offered(mode, named.function.name if named else None, tools)
+        wanted = Wanted(
             options=self._options(served),
             messages=[message.message() for message in self.messages],
-            tools=check_choice(self.tool_choice or "auto", tools),
+            tools=tools,
+            forced=forced,
             template=template,
             stream=bool(self.stream),
             usage=bool(self.stream_options and self.stream_options.include_usage),
             statistics=bool(self.x_dflash),
             one_call=self.parallel_tool_calls is False,
         )
+        guide = self.response_format.guide() if self.response_format else None
+        return guided(wanted, guide, "response_format")
 
-    def _options(self, served: Served) -> Any:
+    def _options(self, served: Served) -> Options:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise Refused(
@@ -190,12 +191,15 @@ class ChatRequest(SamplingFields):
                 f"{self.max_completion_tokens}; give one of them",
                 param="max_tokens",
             )
-        return options_of(self, served, limits.pop() if limits else None, self.stop)
+        if self.top_logprobs is not None and not self.logprobs:
+            raise Refused("top_logprobs needs logprobs: true", param="top_logprobs")
+        options = options_of(self, served, limits.pop() if limits else None, self.stop)
+        return replace(options, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
 
 def options_of(
     body: SamplingFields, served: Served, max_tokens: int | None, stop: Sequence[str] | None
-) -> Any:
+) -> Options:
     """The engine's options.
 
     Raises:
@@ -236,12 +240,19 @@ class ReplyMessage(Reply):
     tool_calls: list[ReplyCall] | None = None
 
 
+class ChatLogprobs(Reply):
+    """Log-probabilities of the tokens of the answer."""
+
+    content: list[dict[str, Any]]
+    refusal: None = None
+
+
 class ChatChoice(Reply):
     """The one answer of a reply."""
 
     index: Literal[0] = 0
     message: ReplyMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
@@ -273,7 +284,7 @@ class ChatEncoder:
     def part(self, part: Part) -> Iterator[str]:
         """A delta."""
         if isinstance(part, TextPart):
-            yield self._chunk({"content": part.text})
+            yield self._chunk({"content": part.text}, logprobs=self._logprobs(part.logprobs))
         elif isinstance(part, Thinking):
             yield self._chunk({"reasoning_content": part.text})
         elif isinstance(part, Call):
@@ -315,7 +326,13 @@ class ChatEncoder:
             id=self._id,
             created=self._created,
             model=self._served.name,
-            choices=[ChatChoice(message=message, finish_reason=reason)],
+            choices=[
+                ChatChoice(
+                    message=message,
+                    logprobs=self._logprobs(gathered.logprobs),
+                    finish_reason=reason,
+                )
+            ],
             usage=usage(outcome),
             **self._statistics(outcome),
         )
@@ -325,6 +342,11 @@ class ChatEncoder:
         if not self._wanted.statistics:
             return {}
         return {"x_dflash": statistics(self._served.pair, outcome)}
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+        if self._wanted.options.logprobs is None:
+            return None
+        return ChatLogprobs(content=detailed(self._served.pair.tokenizer, tokens))
 
     def _frame(self) -> dict[str, object]:
         return {
@@ -339,8 +361,10 @@ class ChatEncoder:
         delta: dict[str, object],
         reason: str | None = None,
         more: dict[str, object] | None = None,
+        logprobs: ChatLogprobs | None = None,
     ) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        known = logprobs.model_dump() if logprobs else None
+        choice = {"index": 0, "delta": delta, "logprobs": known, "finish_reason": reason}
         counts = {"usage": None} if self._wanted.usage else {}
         return event(self._frame() | {"choices": [choice]} | counts | (more or {}))
 

@@ -12,11 +12,8 @@ from pydantic import Field
 from ..loading import Pair
 from .fields import Model, Reply
 from .parts import Outcome
-from .refusal import Refused, unsupported
+from .refusal import Refused
 from .wanted import Tool
-
-SCHEMA = "only text is supported; schemas need guided decoding, which this build does not have"
-LATER = "probabilities are not reported"
 
 
 def error_body(error: Refused) -> dict[str, object]:
@@ -110,15 +107,26 @@ def statistics(pair: Pair, outcome: Outcome) -> dict[str, object]:
     return {"draft": pair.draft_name, **outcome.stats.as_dict()}
 
 
-def check_choice(choice: str, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
-    """The tools to offer under a `tool_choice` that is one word.
+def offered(mode: str, name: str | None, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], bool]:
+    """The tools to offer, and whether one has to be called.
+
+    Args:
+        mode: "auto", "none", "required", or "function" for the one of this name.
+        name: of the one that has to be called.
+        tools: all of the request.
 
     Raises:
-        Refused: it forces a call.
+        Refused: there is none that could be called.
     """
-    if choice not in ("auto", "none"):
-        raise unsupported("tool_choice", choice, "auto and none are; a call cannot be forced")
-    return tools if choice == "auto" else ()
+    if mode == "none":
+        return (), False
+    if mode == "auto":
+        return tools, False
+    if mode == "function":
+        tools = tuple(tool for tool in tools if name in (tool.name, tool.alias))
+    if not tools:
+        raise Refused("tool_choice forces a call, and tools has none for it", param="tool_choice")
+    return tools, True
 
 
 def arguments_of(text: str) -> object:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
+from ..options import Options
 from .fields import Effort, Model, SamplingFields, Text, Texts, thinking_of
+from .guides import FlatFormat, guided
 from .openai_chat import options_of
-from .openai_common import LATER, SCHEMA, arguments_of, check_choice
+from .openai_common import arguments_of, offered
 from .refusal import Refused
 from .served import Served
 from .wanted import Message, Tool, Wanted
 
+LOGPROBS = "message.output_text.logprobs"
 NO_MEMORY = "nothing is stored; send the whole conversation as input"
 # Tools of OpenAI's servers, and descriptions that the model cannot be shown. Agents list them
 # beside their own whether the server has them or not.
@@ -193,17 +197,25 @@ AnyTool = Annotated[
 ]
 
 
-class TextFormat(Model):
-    """How the answer is written."""
-
-    type: Literal["text"]
-
-
 class TextConfig(Model):
     """How the answer is written."""
 
-    format: TextFormat | None = Field(None, description=SCHEMA)
+    format: FlatFormat | None = None
     verbosity: Literal["medium"] | None = None
+
+
+class NamedTool(Model):
+    """The choice of one tool."""
+
+    type: Literal["function", "custom"]
+    name: str
+
+
+Word = Literal["none", "auto", "required"]
+Choice = Annotated[
+    Annotated[Word, Tag("word")] | Annotated[NamedTool, Tag("named")],
+    Discriminator(lambda value: "word" if isinstance(value, str) else "named"),
+]
 
 
 class Reasoning(Model):
@@ -213,6 +225,9 @@ class Reasoning(Model):
     summary: Literal["auto", "concise", "detailed", "none"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
     context: str | None = None
+
+
+Included = Literal["reasoning.encrypted_content", "message.output_text.logprobs"]
 
 
 class ResponsesRequest(SamplingFields):
@@ -232,16 +247,12 @@ class ResponsesRequest(SamplingFields):
     max_output_tokens: int | None = Field(None, ge=0)
     stop: Texts | None = None
     tools: list[AnyTool] | None = None
-    tool_choice: Annotated[
-        str | None,
-        BeforeValidator(lambda v: str(v.get("type")) if isinstance(v, dict) else v),
-        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]}),
-    ] = None
+    tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
-    text: TextConfig | None = Field(None, description=SCHEMA)
-    include: list[Literal["reasoning.encrypted_content"]] | None = Field(
-        None, description="of what may be included, thinking is there without asking"
+    text: TextConfig | None = None
+    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = (
+        Field(None, description="of what may be included, thinking is there without asking")
     )
     chat_template_kwargs: dict[Literal["enable_thinking"], bool] | None = None
     store: Literal[False] | None = Field(None, description=NO_MEMORY)
@@ -252,7 +263,7 @@ class ResponsesRequest(SamplingFields):
     background: Literal[False] | None = Field(None, description=NO_MEMORY)
     truncation: Literal["disabled"] | None = Field(None, description="shorten the input yourself")
     max_tool_calls: None = Field(None, description="no tool runs here")
-    top_logprobs: Literal[0] | None = Field(None, description=LATER)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     user: str | None = None
     metadata: dict[str, Any] | None = None
     client_metadata: dict[str, Any] | None = None
@@ -271,16 +282,27 @@ class ResponsesRequest(SamplingFields):
         messages = list(self._messages())
         if not messages:
             raise Refused("input is empty; give at least one message", param="input")
-        return Wanted(
-            options=options_of(self, served, self.max_output_tokens, self.stop),
+        named = self.tool_choice if isinstance(self.tool_choice, NamedTool) else None
+        mode = "function" if named else str(self.tool_choice or "auto")
+        tools, forced = offered(mode, named.name if named else None, tuple(self._tools()))
+        wanted = Wanted(
+            options=self._options(served),
             messages=messages,
-            tools=check_choice(self.tool_choice or "auto", tuple(self._tools())),
+            tools=tools,
+            forced=forced,
             template=template | dict(self.chat_template_kwargs or {}),
             stream=bool(self.stream),
             statistics=bool(self.x_dflash),
             one_call=self.parallel_tool_calls is False,
             left_out=tuple(t.type for t in self.tools or () if isinstance(t, HostedTool)),
         )
+        form = self.text.format if self.text else None
+        return guided(wanted, form.guide("text.format") if form else None, "text.format")
+
+    def _options(self, served: Served) -> Options:
+        options = options_of(self, served, self.max_output_tokens, self.stop)
+        asked = LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
+        return replace(options, logprobs=(self.top_logprobs or 0) if asked else None)
 
     def _tools(self) -> Iterator[Tool]:
         for tool in self.tools or ():

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..logprobs import TokenLogprob
 from .events import event
+from .fields import Model
 from .openai_common import new_id, now, statistics
 from .openai_responses import ResponsesRequest
 from .parts import Arguments, Call, Outcome, Part, Thinking
+from .probabilities import detailed
 from .refusal import Refused
 from .served import Served
 from .wanted import Wanted
@@ -36,6 +39,7 @@ class _Open:
     item: dict[str, Any]
     holds: str  # the field with the item's text
     texts: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -74,8 +78,10 @@ class ResponsesEncoder:
             yield self._event("response.reasoning_text.delta", **self._in(), **delta)
         else:
             yield from self._ensure("message")
+            known = self._logprobs(part.logprobs)
+            self._opened.logprobs += known
             delta = self._add(part.text)
-            yield self._event("response.output_text.delta", **self._in(), **delta, logprobs=[])
+            yield self._event("response.output_text.delta", **self._in(), **delta, logprobs=known)
 
     def end(self, outcome: Outcome) -> Iterator[str]:
         """The response with all items and its counts."""
@@ -147,9 +153,11 @@ class ResponsesEncoder:
         text, kind = opened.text, opened.item["type"]
         value: object = text
         if kind == "message":
-            value = [_text(text)]
-            yield self._event("response.output_text.done", **self._in(), text=text, logprobs=[])
-            yield self._event("response.content_part.done", **self._in(), part=_text(text))
+            part = _text(text, opened.logprobs)
+            value = [part]
+            done = {"text": text, "logprobs": opened.logprobs}
+            yield self._event("response.output_text.done", **self._in(), **done)
+            yield self._event("response.content_part.done", **self._in(), part=part)
         elif kind == "reasoning":
             value = [{"type": "reasoning_text", "text": text}]
             yield self._event("response.reasoning_text.done", **self._in(), text=text)
@@ -174,6 +182,9 @@ class ResponsesEncoder:
     def _add(self, text: str) -> dict[str, str]:
         self._opened.texts.append(text)
         return {"delta": text}
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+        return detailed(self._served.pair.tokenizer, tokens)
 
     def _event(self, kind: str, **fields: object) -> str:
         self._number += 1
@@ -202,6 +213,13 @@ class ResponsesEncoder:
 
     def _response(self, status: str) -> dict[str, Any]:
         repeated = self._body.model_dump(mode="json", include=REPEATED)
+        named: Any = {"tool_choice": self._body.tool_choice, "text": self._body.text}
+        shown = {
+            name: value.model_dump(by_alias=True, exclude_none=True)
+            if isinstance(value, Model)
+            else value
+            for name, value in named.items()
+        }
         sampling = self._wanted.options.sampling
         tools = [
             tool.model_dump(mode="json", exclude_none=True)
@@ -209,6 +227,8 @@ class ResponsesEncoder:
             if tool.type not in self._wanted.left_out
         ]
         return repeated | {
+            "tool_choice": shown["tool_choice"] or "auto",
+            "text": {"format": {"type": "text"}} | (shown["text"] or {}),
             "id": self._id,
             "object": "response",
             "created_at": self._created,
@@ -221,11 +241,9 @@ class ResponsesEncoder:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "tools": tools,
-            "tool_choice": self._body.tool_choice or "auto",
             "parallel_tool_calls": not self._wanted.one_call,
             "reasoning": {"effort": None, "summary": None}
             | (self._body.reasoning.model_dump(include={"effort"}) if self._body.reasoning else {}),
-            "text": {"format": {"type": "text"}},
             "truncation": "disabled",
             "previous_response_id": None,
             "background": False,
@@ -233,5 +251,5 @@ class ResponsesEncoder:
         }
 
 
-def _text(text: str) -> dict[str, object]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _text(text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, object]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from ..logprobs import TokenLogprob
 from .events import event
 from .fields import Reply, SamplingFields, Texts
 from .openai_chat import ONE, options_of
 from .openai_common import (
-    LATER,
     StreamOptions,
     Usage,
     error_body,
@@ -22,6 +23,7 @@ from .openai_common import (
     usage,
 )
 from .parts import Gathered, Outcome, Part, Text
+from .probabilities import listed
 from .refusal import Refused
 from .served import Served
 from .wanted import Wanted
@@ -59,7 +61,7 @@ class TextRequest(SamplingFields):
     best_of: Literal[1] | None = Field(None, description=ONE)
     echo: Literal[False] | None = Field(None, description="the prompt is not repeated")
     suffix: None = Field(None, description="write the model's own marks for it into the prompt")
-    logprobs: None = Field(None, description=LATER)
+    logprobs: int | None = Field(None, ge=0, le=5)
     user: str | None = None
 
     def wanted(self, served: Served) -> Wanted:
@@ -69,8 +71,9 @@ class TextRequest(SamplingFields):
             UsageError: a value does not fit.
         """
         tokens = SHORT if self.max_tokens is None else self.max_tokens
+        options = options_of(self, served, tokens, self.stop)
         return Wanted(
-            options=options_of(self, served, tokens, self.stop),
+            options=replace(options, logprobs=self.logprobs),
             prompt=self.prompt,
             stream=bool(self.stream),
             usage=bool(self.stream_options and self.stream_options.include_usage),
@@ -83,7 +86,7 @@ class TextChoice(Reply):
 
     index: Literal[0] = 0
     text: str
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: Literal["stop", "length"] | None
 
 
@@ -107,6 +110,7 @@ class TextEncoder:
     def __init__(self, body: TextRequest, wanted: Wanted, served: Served, prompt_tokens: int):
         self._wanted, self._served = wanted, served
         self._id, self._created = new_id("cmpl-"), now()
+        self._told = 0  # characters
 
     def begin(self) -> Iterator[str]:
         """Nothing."""
@@ -115,11 +119,13 @@ class TextEncoder:
     def part(self, part: Part) -> Iterator[str]:
         """A piece of text."""
         assert isinstance(part, Text)
-        yield event(self._reply([_choice(part.text, None)]))
+        choice = self._choice(part.text, None, part.logprobs)
+        self._told += len(part.text)
+        yield event(self._reply([choice]))
 
     def end(self, outcome: Outcome) -> Iterator[str]:
         """Why it ended, the counts if they were asked for, and `[DONE]`."""
-        last = _choice("", outcome.reason)
+        last = self._choice("", outcome.reason)
         yield event(self._reply([last], None if self._wanted.usage else outcome))
         if self._wanted.usage:
             counts = {"usage": usage(outcome).model_dump()}
@@ -132,7 +138,8 @@ class TextEncoder:
 
     def whole(self, parts: Sequence[Part], outcome: Outcome) -> dict[str, object]:
         """A `text_completion`."""
-        choice = _choice(Gathered.of(parts).text, outcome.reason)
+        gathered = Gathered.of(parts)
+        choice = self._choice(gathered.text, outcome.reason, gathered.logprobs)
         return self._reply([choice], outcome) | {"usage": usage(outcome).model_dump()}
 
     def _reply(
@@ -146,6 +153,8 @@ class TextEncoder:
             fields["x_dflash"] = statistics(self._served.pair, outcome)
         return fields
 
-
-def _choice(text: str, reason: Any) -> TextChoice:
-    return TextChoice(text=text, finish_reason=reason)
+    def _choice(self, text: str, reason: Any, tokens: Sequence[TokenLogprob] = ()) -> TextChoice:
+        known = None
+        if self._wanted.options.logprobs is not None:
+            known = listed(self._served.pair.tokenizer, tokens, self._told)
+        return TextChoice(text=text, logprobs=known, finish_reason=reason)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ..logprobs import TokenLogprob
 from ..stats import Stats
 
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of the answer proper."""
+    """A piece of the answer proper, with what was asked of the tokens up to its end."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Gathered:
 
     text: str = ""
     thinking: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     arguments: list[str] = field(default_factory=list)
 
@@ -81,5 +84,7 @@ class Gathered:
                 whole.arguments[part.index] += part.text
             else:
                 texts[type(part)].append(part.text)
+            if isinstance(part, Text):
+                whole.logprobs += part.logprobs
         whole.text, whole.thinking = "".join(texts[Text]), "".join(texts[Thinking])
         return whole

@@ -60,7 +60,14 @@ def prepare(pair: Pair, wanted: Wanted, most: int | None = None) -> Prompt:
     if wanted.goes_on or not pair.tokenizer.has_thinking:
         return Prompt(ids)
     past = _rendered(pair, wanted, messages, answer=False)
-    return Prompt(ids, opens_thinking(pair.tokenizer, past, ids))
+    thinking = opens_thinking(pair.tokenizer, past, ids)
+    if thinking and wanted.options.guide is not None:
+        raise Refused(
+            f"{pair.name} begins every answer with thinking, for which a schema or a forced call "
+            "leaves no room",
+            code="unsupported_value",
+        )
+    return Prompt(ids, thinking)
 
 
 def merged(messages: Sequence[Message]) -> list[Message]:

@@ -49,6 +49,7 @@ class Wanted:
         stream: answer as events.
         usage: whether streamed answers end with their counts, where that is a choice.
         statistics: whether the answer has an `x_dflash` block.
+        forced: whether the answer has to be calls of the tools.
         one_call: whether the answer ends with its first tool call.
         left_out: tools of the request that no model here can be given.
     """
@@ -62,6 +63,7 @@ class Wanted:
     stream: bool = False
     usage: bool = True
     statistics: bool = False
+    forced: bool = False
     one_call: bool = False
     left_out: tuple[str, ...] = ()
 
