@@ -13,10 +13,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from dflash_mlx import guided
+from dflash_mlx import along
+from dflash_mlx.along import Candidates, Drawn, Path, log_q, walk
 from dflash_mlx.decode import Result
 from dflash_mlx.guide import Guide, Matcher
-from dflash_mlx.guided import Candidates, Drawn, Path, VerifyStep, follow, log_q, walk
+from dflash_mlx.guided import VerifyStep, follow
 from dflash_mlx.sampling import Sampling, log_distribution, restrict
 
 from .families import VOCAB
@@ -188,7 +189,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def remembered(scores: bytes, sampling: Sampling) -> np.ndarray:
         return log_q(np.frombuffer(scores, np.float32), sampling)
 
-    monkeypatch.setattr(guided, "log_q", lambda scores, s: remembered(scores.tobytes(), s))
+    monkeypatch.setattr(along, "log_q", lambda scores, s: remembered(scores.tobytes(), s))
 
 
 WARM = Sampling(temperature=1.0)
@@ -202,24 +203,24 @@ def test_texts_have_the_targets_distribution(sampling: Sampling, second: bool) -
 
 def test_a_q_that_is_not_what_was_drawn_from_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn among allowed candidates, compared as if drawn among all."""
-    draw = guided._draw
+    draw = along._draw
 
     def unmasked(all_: Candidates, drawn: Any, allowed: Any, sampling: Sampling) -> Drawn | None:
         one = draw(all_, drawn, allowed, sampling)
-        return one and one._replace(logq=guided.log_q(guided._scores(all_, drawn), sampling))
+        return one and one._replace(logq=along.log_q(along._scores(all_, drawn), sampling))
 
-    monkeypatch.setattr(guided, "_draw", unmasked)
+    monkeypatch.setattr(along, "_draw", unmasked)
     assert score(WARM) > 8
 
 
 def test_a_block_cut_by_the_drawn_token_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn among all candidates, dropped if forbidden: whether there is a token looks at it."""
-    draw = guided._draw
+    draw = along._draw
 
     def cutting(all_: Candidates, drawn: Any, allowed: Any, sampling: Sampling) -> Drawn | None:
         one = draw(all_, drawn, np.full_like(allowed, 0xFFFFFFFF), sampling)
         assert one is not None
         return one if allowed[one.token // 32] >> np.uint32(one.token % 32) & 1 else None
 
-    monkeypatch.setattr(guided, "_draw", cutting)
+    monkeypatch.setattr(along, "_draw", cutting)
     assert score(WARM) > 8

@@ -29,7 +29,7 @@ LAYERS = (
     "drafts targets pairs hub gguf catalog downloads wheels pairfile",
     "embedded draftcheck",
     "loading listing",
-    "session step ahead text splitting decode adaptive guided tune generation",
+    "session step ahead text splitting decode adaptive along guided tune generation",
     "prefix conversation selfcheck ties verification exactness engine",
     "convert bench train serve doctor",
     "cli",
