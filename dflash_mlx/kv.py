@@ -27,6 +27,8 @@ Scalar = int | mx.array
 # "base": one scalar per distinct window; "layers": [keys, values] per layer, each
 # [1, kv_heads, slots, head_dim], or None before the first pass.
 State = dict[str, Any]
+# Keys and values of a layer: arrays [1, kv_heads, rows, head_dim] that follow each other.
+Pieces = tuple[Sequence[mx.array], Sequence[mx.array]]
 STEP = 256  # slots are added in this many, as mlx-lm does
 
 
@@ -193,6 +195,42 @@ class KVCache:
         self.length = length
         self.state["base"] = [length] * len(self.state["base"])
 
+    def copy(self, index: int, first: int, last: int) -> list[mx.array]:
+        """Keys and values of a layer from position `first` to `last`, in arrays of their own.
+
+        A slice would keep all slots alive, and make the next pass copy them.
+        """
+        places = mx.arange(first, last) - self.base_of(self.windows[index])
+        return [mx.take(rows, places, axis=2) for rows in self.state["layers"][index]]
+
+    def base_of(self, window: int | None) -> int:
+        """The position of slot 0 in the layers with this window."""
+        bases: dict[int | None, int] = dict(
+            zip(dict.fromkeys(self.windows), self.state["base"], strict=True)
+        )
+        return bases[window]
+
+    def resume(
+        self, length: int, rows: Sequence[Pieces], past: Sequence[Sequence[mx.array | None]] = ()
+    ) -> None:
+        """Go on at position `length` with rows that `copy` has made; they are copied again.
+
+        Args:
+            rows: per layer; a full layer has all of them, a sliding one those it still sees.
+            past: per recurrent layer, its state.
+        """
+        assert not past
+        held = {
+            window: sum(piece.shape[2] for piece in keys)
+            for window, (keys, _) in zip(self.windows, rows, strict=True)
+        }
+        assert held.get(None, length) == length
+        self.length = length
+        self.state = {
+            "base": [length - held[window] for window in dict.fromkeys(self.windows)],
+            "layers": [[_joined(keys), _joined(values)] for keys, values in rows],
+        }
+
     def stretch(self, length: int) -> None:
         """Pretend that `length` rows were committed, those missing being zeros: for timing."""
         self.length = length
@@ -233,6 +271,15 @@ def _room(rows: mx.array, slots: int) -> mx.array:
     # Zeros, not garbage: a masked NaN would still reach the output.
     more = mx.zeros((batch, heads, -(-missing // STEP) * STEP, dim), rows.dtype)
     return mx.concatenate([rows, more], axis=2)
+
+
+def _joined(pieces: Sequence[mx.array]) -> mx.array:
+    """All rows in one new array with room for more."""
+    rows = sum(piece.shape[2] for piece in pieces)
+    batch, heads, _, dim = pieces[0].shape
+    room = -(-(rows + 1) // STEP) * STEP - rows
+    more = mx.zeros((batch, heads, room, dim), pieces[0].dtype)
+    return mx.concatenate([*pieces, more], axis=2)
 
 
 def _shorthand(
