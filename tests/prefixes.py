@@ -40,7 +40,7 @@ def with_draft(family: str, draft: DFlashDraft) -> Pair:
     return make_pair(family, draft)
 
 
-def options(count: int = 4, **more: Any) -> Options:
+def options(count: int = 3, **more: Any) -> Options:
     """Short answers, long prompts in several passes."""
     return Options(max_tokens=count, prefill_chunk=24, **{"block": 4, **more})
 

@@ -23,7 +23,7 @@ def test_twenty_turns_compute_only_what_is_new(family: str) -> None:
         answer = ask(cache, prompt)
         # The last token of an answer has no row yet.
         assert answer.computed == len(question) + (turn > 0)
-        if turn in (1, 7, TURNS - 1):
+        if turn in (1, TURNS - 1):
             assert answer.ids == alone(cache.pair, prompt)
         prompt = prompt + answer.ids
 
@@ -31,16 +31,18 @@ def test_twenty_turns_compute_only_what_is_new(family: str) -> None:
 OPENING = [3, 1, 4, 1, 5]  # what a template puts before an answer, and takes away afterwards
 
 
-@pytest.mark.parametrize("family", KINDS)
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("family", "known"),
+    [*((family, True) for family in KINDS), ("gpt_oss", False), ("qwen3_5", False)],
+)
 def test_twenty_turns_that_drop_reasoning(family: str, known: bool) -> None:
     """Of each answer only its end stays in the next prompt, and the opening changes."""
     cache = PrefixCache(pair_of(family))
     history: list[int] = []
+    before = 0
     for turn, question in enumerate(growing(TURNS)):
         stable = len(history) + len(question)
-        new = stable - (before if turn else 0)
-        before = stable
+        new, before = stable - before, stable
         history = history + question
         answer = ask(cache, history + OPENING, stable=stable if known else None)
         computed = answer.computed - len(OPENING)
@@ -48,9 +50,9 @@ def test_twenty_turns_that_drop_reasoning(family: str, known: bool) -> None:
             assert computed <= new
         else:
             assert computed <= new + TAIL
-        if turn in (1, 7, TURNS - 1):
+        if turn in (1, TURNS - 1):
             assert answer.ids == alone(cache.pair, history + OPENING)
-        history = history + [60, *answer.ids[-2:]]
+        history = [*history, 60, *answer.ids[-2:]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,17 +67,17 @@ def test_answers_after_a_hit_are_those_without(family: str) -> None:
     ahead = ask(cache, truth[:71], options(9))
     assert ahead.ids == truth[71:80] and ahead.computed <= 2
     # Leaves it in the middle of the prompt.
-    other = first[:30] + prompt_of(20, seed=5)
-    beside = ask(cache, other)
+    other = first[:40] + prompt_of(10, seed=5)
+    beside = ask(cache, other, options(6))
     assert beside.ids == plain_ids(family, other, 6)
-    assert beside.computed <= 20 + 24
+    assert beside.computed <= 10 + TAIL
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "qwen3_5"])
 def test_a_second_prompt_that_leaves_at_the_same_place_computes_just_its_own(family: str) -> None:
     cache = PrefixCache(pair_of(family))
     shared = prompt_of(61)
-    computed = [ask(cache, shared + [i] + prompt_of(30, seed=i)).computed for i in range(4)]
+    computed = [ask(cache, [*shared, i, *prompt_of(30, seed=i)]).computed for i in range(4)]
     assert computed[0] == 92 and computed[1] <= 31 + 24 and computed[2:] == [31, 31]
 
 
@@ -101,7 +103,7 @@ def test_drafts_with_windows(family: str, window: int) -> None:
         assert all(mx.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "qwen3_5"])
 def test_two_sessions_from_one_entry_do_not_disturb_each_other(family: str) -> None:
     cache = PrefixCache(pair_of(family))
     prompt = prompt_of(40)
@@ -110,29 +112,28 @@ def test_two_sessions_from_one_entry_do_not_disturb_each_other(family: str) -> N
     texts = [prompt + prompt_of(4, seed=i) for i in (1, 2)]
     sessions = [cache.take(text) for text in texts]
     assert all(len(s.ids) == len(prompt) - 1 for s in sessions)
-    runs = [rounds(cache.pair, t, options(12), s) for t, s in zip(texts, sessions, strict=True)]
+    runs = [rounds(cache.pair, t, options(8), s) for t, s in zip(texts, sessions, strict=True)]
     answers: list[list[int]] = [[], []]
     for pair in zip(*runs, strict=True):  # a round of each in turn
         for answer, one in zip(answers, pair, strict=True):
             answer += one.tokens
-    assert answers == [alone(cache.pair, text, options(12)) for text in texts]
+    assert answers == [alone(cache.pair, text, options(8)) for text in texts]
     assert bits(cache) == kept
 
 
 @pytest.mark.parametrize("family", KINDS)
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_hit_copies_once(family: str, compiled: bool) -> None:
+def test_a_hit_copies_once(family: str) -> None:
     """Rounds of a session that was taken, and was put again, write in place."""
     prompt = prompt_of(40)
     truth = prompt + plain_ids(family, prompt, 60)
     draft = ScriptedDraft(draft_config(), truth, lambda start: 3)
     cache = PrefixCache(make_pair(family, draft))
-    ask(cache, prompt)
+    ask(cache, prompt, options(6))
     kept = bits(cache)
     session = cache.take(truth[:46])
     assert len(session.ids) == 45
     places = []
-    for _ in rounds(cache.pair, truth[:46], options(40, compiled=compiled), session):
+    for _ in rounds(cache.pair, truth[:46], options(30, block=8), session):
         places.append([address(a) for a in rows_of(session)])
         if len(places) == 4:
             cache.put(session)
@@ -153,7 +154,7 @@ def address(array: mx.array) -> int:
     return int(np.asarray(array).__array_interface__["data"][0])
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", ["gemma4-shared", "qwen3_5", "kimi_k25"])
 def test_what_is_kept_is_counted_and_kept_once(family: str) -> None:
     """A longer text adds its own rows, not those it shares, and no slots that are empty."""
     cache = PrefixCache(pair_of(family))
@@ -163,9 +164,13 @@ def test_what_is_kept_is_counted_and_kept_once(family: str) -> None:
     longer = prompt + prompt_of(30, seed=2)
     ask(cache, longer)
     rows = sum(e.nbytes for e in cache._tree if e.ids)
-    # Both end with five tokens of an answer, of which the first may be the other's as well.
-    assert row * 135 <= rows <= row * 140
-    assert cache.nbytes == sum(len(b) for e in bits(cache).values() for b in e) == cache.statistics().nbytes
+    # Both end with three tokens of an answer with rows.
+    assert rows == row * 136
+    assert (
+        cache.nbytes
+        == sum(len(b) for e in bits(cache).values() for b in e)
+        == cache.statistics().nbytes
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma4-shared", "qwen3_5"])
@@ -175,7 +180,7 @@ def test_the_budget_holds_and_what_was_used_last_stays(family: str) -> None:
     ask(whole, prompt_of(60, seed=1))
     budget = whole.nbytes * 5 // 2
     cache = PrefixCache(pair, PrefixOptions(memory=budget))
-    for seed in (1, 2, 3, 1, 4, 1, 5):
+    for seed in (1, 2, 1, 3, 1, 4):
         prompt = prompt_of(60, seed=seed)
         assert ask(cache, prompt).ids == alone(pair, prompt)
         assert cache.nbytes <= budget
@@ -202,12 +207,12 @@ def test_a_prompt_larger_than_the_budget_is_served(family: str) -> None:
 def test_marks_of_a_long_prompt_thin_out() -> None:
     """Near its end they are close, far from it rare: their number grows with the logarithm."""
     cache = PrefixCache(pair_of("qwen3_5"))
-    prompt = prompt_of(1500)
+    prompt = prompt_of(1000)
     ask(cache, prompt, options(2))
     marks = sorted(e.start for e in cache._tree if not e.ids)
     assert 5 <= len(marks) <= 12
-    other = prompt[:1000] + prompt_of(100, seed=3)
-    assert ask(cache, other, options(2)).computed <= 100 + 2 * 500
+    other = prompt[:600] + prompt_of(100, seed=3)
+    assert ask(cache, other, options(2)).computed <= 100 + 400 + 24
 
 
 def test_a_cancelled_request_leaves_what_it_computed() -> None:

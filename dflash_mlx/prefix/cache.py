@@ -213,8 +213,8 @@ class PrefixCache:
         if entry.arrays is not None:
             return True
         assert self._folder is not None
-        arrays = self._folder.read(entry)
-        if arrays is None or not self.layout.fits(entry, arrays):
+        arrays = self._folder.read(entry, self.layout)
+        if arrays is None:
             self._forget(entry)
             return False
         self._fill(entry, arrays)

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import CheckpointError, UsageError
 from .files import SUFFIX, Stored, describe, is_ours, read_arrays, unfinished, write_entry
+from .snapshot import Layout
 from .tree import ROOT, Arrays, Entry
 
 log = logging.getLogger("dflash_mlx")
@@ -92,14 +93,17 @@ class Folder:
             self._queued[entry.key] = arrays
         self._queue.put((entry, arrays, used))
 
-    def read(self, entry: Entry) -> Arrays | None:
+    def read(self, entry: Entry, layout: Layout) -> Arrays | None:
         """The arrays of an entry; None, and no such file any longer, where that fails."""
         with self._guard:
             queued, stored = self._queued.get(entry.key), self._files.get(entry.key)
         if queued is not None or stored is None:
             return queued
         try:
-            return read_arrays(stored)
+            arrays = read_arrays(stored)
+            if not layout.fits(entry, arrays):
+                raise CheckpointError("its arrays are not those of this pair")
+            return arrays
         except (CheckpointError, OSError) as error:
             self._warn(stored.path, error)
             self.remove([entry])

@@ -156,8 +156,8 @@ def longest(match: Match, limit: int, marked: bool) -> tuple[int, Entry | None]:
 def thinned(match: Match) -> list[Entry]:
     """Marks to drop of those that nobody has found yet.
 
-    No gap that this leaves is wider than what lies behind it, so that a prompt which leaves in it
-    computes no more than twice what it would have to; and the marks of a long prompt are few.
+    No gap that this leaves is wider than what lies behind it: marks are close to each other near
+    the end, where most prompts leave, and their number grows with the logarithm of the length.
     """
     marks = [mark for end, mark in match.marks() if mark.start == end]
     marks.sort(key=lambda mark: mark.start)
