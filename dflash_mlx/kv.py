@@ -27,8 +27,8 @@ Scalar = int | mx.array
 # "base": one scalar per distinct window; "layers": [keys, values] per layer, each
 # [1, kv_heads, slots, head_dim], or None before the first pass.
 State = dict[str, Any]
-# Keys and values of a layer: arrays [1, kv_heads, rows, head_dim] that follow each other.
-Pieces = tuple[Sequence[mx.array], Sequence[mx.array]]
+# Rows of a layer: of each of its arrays, parts [1, kv_heads, rows, head_dim] in order.
+Pieces = Sequence[Sequence[mx.array]]
 STEP = 256  # slots are added in this many, as mlx-lm does
 
 
@@ -119,6 +119,11 @@ def masks(
     return [made[kind] for kind in kinds]
 
 
+def seen_before(window: int | None, length: int) -> int:
+    """How many of the `length` rows before a position a layer sees from there."""
+    return length if window is None else min(length, window - 1)
+
+
 class KVCache:
     """The attention cache of all layers of one model in one generation."""
 
@@ -196,39 +201,40 @@ class KVCache:
         self.state["base"] = [length] * len(self.state["base"])
 
     def copy(self, index: int, first: int, last: int) -> list[mx.array]:
-        """Keys and values of a layer from position `first` to `last`, in arrays of their own.
+        """Rows of a layer from position `first` to `last`, in arrays of their own.
 
         A slice would keep all slots alive, and make the next pass copy them.
         """
-        places = mx.arange(first, last) - self.base_of(self.windows[index])
+        bases = dict(zip(dict.fromkeys(self.windows), self.state["base"], strict=True))
+        places = mx.arange(first, last) - bases[self.windows[index]]
         return [mx.take(rows, places, axis=2) for rows in self.state["layers"][index]]
 
-    def base_of(self, window: int | None) -> int:
-        """The position of slot 0 in the layers with this window."""
-        bases: dict[int | None, int] = dict(
-            zip(dict.fromkeys(self.windows), self.state["base"], strict=True)
-        )
-        return bases[window]
+    def copy_seen(self, index: int, length: int) -> list[mx.array] | None:
+        """The `seen_before` rows of a sliding layer, as `copy`; None where they were dropped."""
+        window = self.windows[index]
+        bases = dict(zip(dict.fromkeys(self.windows), self.state["base"], strict=True))
+        first = length - seen_before(window, length)
+        return None if bases[window] > first else self.copy(index, first, length)
 
     def resume(
         self, length: int, rows: Sequence[Pieces], past: Sequence[Sequence[mx.array | None]] = ()
     ) -> None:
-        """Go on at position `length` with rows that `copy` has made; they are copied again.
+        """Go on at position `length` with rows that were copied before, and are copied again.
 
         Args:
-            rows: per layer; a full layer has all of them, a sliding one those it still sees.
+            rows: per layer; a full layer has all of them, a sliding one what it sees.
             past: per recurrent layer, its state.
         """
         assert not past
         held = {
-            window: sum(piece.shape[2] for piece in keys)
-            for window, (keys, _) in zip(self.windows, rows, strict=True)
+            window: sum(piece.shape[2] for piece in pieces[0])
+            for window, pieces in zip(self.windows, rows, strict=True)
         }
         assert held.get(None, length) == length
         self.length = length
         self.state = {
             "base": [length - held[window] for window in dict.fromkeys(self.windows)],
-            "layers": [[_joined(keys), _joined(values)] for keys, values in rows],
+            "layers": [[_joined(part) for part in pieces] for pieces in rows],
         }
 
     def stretch(self, length: int) -> None:

@@ -19,6 +19,7 @@ from dflash_mlx.prefix import files
 from dflash_mlx.prefix import folder as module
 from dflash_mlx.prefix.cache import PrefixCache, PrefixOptions
 from dflash_mlx.prefix.fingerprint import fingerprint
+from dflash_mlx.prefix.snapshot import Layout
 
 from .families import make_pair, prompt_of
 from .prefixes import KINDS, alone, ask, growing, pair_of
@@ -187,10 +188,14 @@ def test_another_pair_gets_no_hit_and_destroys_nothing(tmp_path: Path) -> None:
     cache.close()
 
 
+def name_of(pair: Pair) -> str:
+    return fingerprint(pair, Layout.of(pair))
+
+
 def test_fingerprints() -> None:
     """Weights, settings and drafts tell pairs apart; loading one twice does not."""
-    one = fingerprint(pair_of("qwen3"))
-    assert one == fingerprint(pair_of("qwen3"))
+    one = name_of(pair_of("qwen3"))
+    assert one == name_of(pair_of("qwen3"))
     others = [pair_of("llama"), make_pair("qwen3", None), pair_of("qwen3", window=8)]
     changed = pair_of("qwen3")
     assert changed.draft is not None
@@ -199,19 +204,16 @@ def test_fingerprints() -> None:
     eps = pair_of("qwen3")
     assert eps.draft is not None
     eps.draft.norm.eps = 1e-3
-    assert len({one, *map(fingerprint, [*others, changed, eps])}) == 6
+    assert len({one, *map(name_of, [*others, changed, eps])}) == 6
 
 
 def test_a_fingerprint_is_the_same_in_another_process() -> None:
-    code = (
-        "from tests.prefixes import pair_of; from dflash_mlx.prefix.fingerprint import fingerprint;"
-        "print(fingerprint(pair_of('qwen3_5')))"
-    )
+    code = "from tests.test_prefix_folder import *; print(name_of(pair_of('qwen3_5')))"
     root = Path(__file__).parents[1]
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
-    assert run.stdout.strip() == fingerprint(pair_of("qwen3_5"))
+    assert run.stdout.strip() == name_of(pair_of("qwen3_5"))
 
 
 def test_the_budget_holds_and_counts_all_pairs(tmp_path: Path) -> None:

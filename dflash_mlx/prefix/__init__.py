@@ -11,4 +11,5 @@ prompt may branch off. A draft's context is kept like the layers of its target.
     files.py        one branch or mark as a file
     folder.py       many of them, with a budget and a thread that writes
     cache.py        the cache
+    memory.py       a conversation and its cache
 """

@@ -23,6 +23,7 @@ from .tree import Arrays, Entry, Match, Tree, longest, thinned
 # Most templates end a prompt with a few tokens that stand otherwise, or not at all, once the
 # answer is part of the next prompt (`<think>`); all known ones have fewer than this.
 TAIL = 16
+EVERYTHING = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class PrefixCache:
     def __init__(self, pair: Pair, options: PrefixOptions | None = None) -> None:
         self.pair, self.options = pair, options or PrefixOptions()
         self.nbytes = 0
-        self._tree, self._clock, self._entries = Tree(), 0, 0
+        self._tree, self._clock = Tree(), 0
         self._requests = self._hits = self._asked = self._found = self._evicted = 0
         self._folder: Folder | None = None
         if self.options.folder is not None:
@@ -96,12 +97,16 @@ class PrefixCache:
     @cached_property
     def fingerprint(self) -> str:
         """Of the pair; reads all weights once."""
-        return fingerprint(self.pair)
+        return fingerprint(self.pair, self.layout)
 
     @cached_property
     def layout(self) -> Layout:
         """What sessions of the pair hold; takes a pass over one token."""
         return Layout.of(self.pair)
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How much of a prompt a session would hold that `take` returns."""
+        return longest(self._tree.match(ids), len(ids) - 1, self.layout.marked)[0]
 
     def take(self, ids: Sequence[int], stable: int | None = None) -> Session:
         """A session that holds as much of a prompt as is known, perhaps nothing.
@@ -127,8 +132,9 @@ class PrefixCache:
             session = Session(self.pair.target, self.pair.draft)
         session.skips = False
         if self.layout.marked:
+            tail = len(ids) - TAIL if stable is None else stable
             # Where this prompt leaves another one, more may do so.
-            session.stops = (match.length, len(ids) - TAIL if stable is None else stable)
+            session.stops = (match.length, tail)
         self._use(needed, found=True)
         if self._folder is not None:
             self._folder.touch(needed, time.time_ns())
@@ -149,6 +155,41 @@ class PrefixCache:
             self._write(self._folder, match.path[1:])
         self._trim()
 
+    def export(self, ids: Sequence[int], root: Path) -> None:
+        """Write what is kept for a text into a folder of its own, in place of what is there.
+
+        Raises:
+            UsageError: the folder cannot be used.
+        """
+        folder = Folder(root, 0, self.fingerprint)  # a budget of nothing clears it
+        folder.budget = EVERYTHING
+        match = self._tree.match(ids)
+        marks = [mark for end, mark in match.marks() if mark.start == end]
+        for entry in [*match.path[1:], *marks]:
+            if self._hold(entry) and entry.arrays is not None:
+                folder.write(entry, entry.arrays, time.time_ns())
+                folder.flush()
+        folder.close()
+
+    def merge(self, root: Path) -> None:
+        """Take in what `export` has written; nothing of another pair.
+
+        Raises:
+            UsageError: the folder cannot be used.
+        """
+        folder = Folder(root, EVERYTHING, self.fingerprint)
+        for entry in self._restore(folder):
+            arrays = None if entry.arrays is not None else folder.read(entry, self.layout)
+            if arrays is not None:
+                self._fill(entry, arrays)
+        folder.close()
+        self._trim()
+
+    def clear(self) -> None:
+        """Let everything go that is in memory."""
+        while (oldest := self._tree.oldest()) is not None:
+            self._drop(oldest)
+
     def statistics(self) -> Statistics:
         """Counts so far; any thread may ask."""
         folder = self._folder
@@ -159,7 +200,7 @@ class PrefixCache:
             found=self._found,
             nbytes=self.nbytes,
             disk=folder.nbytes if folder else 0,
-            entries=self._entries,
+            entries=self._tree.size,
             evicted=self._evicted,
             discarded=folder.discarded if folder else 0,
         )
@@ -198,7 +239,6 @@ class PrefixCache:
 
     def _add(self, parent: Entry, start: int, ids: Sequence[int], arrays: Arrays) -> Entry:
         entry = self._tree.add(parent, start, ids)
-        self._entries += 1
         self._fill(entry, arrays)
         self._use([entry])
         return entry
@@ -212,8 +252,7 @@ class PrefixCache:
         """Bring an entry into memory; if it cannot be read, forget it."""
         if entry.arrays is not None:
             return True
-        assert self._folder is not None
-        arrays = self._folder.read(entry, self.layout)
+        arrays = self._folder.read(entry, self.layout) if self._folder else None
         if arrays is None:
             self._forget(entry)
             return False
@@ -245,7 +284,6 @@ class PrefixCache:
 
     def _forget(self, entry: Entry) -> None:
         gone = self._tree.remove(entry)
-        self._entries -= len(gone)
         for one in gone:
             self._release(one)
         if self._folder is not None:
@@ -259,11 +297,13 @@ class PrefixCache:
                 if one.arrays is not None and one not in folder:
                     folder.write(one, one.arrays, now)
 
-    def _restore(self, folder: Folder) -> None:
-        """Enter what is on disk; arrays are read when they are needed."""
+    def _restore(self, folder: Folder) -> list[Entry]:
+        """Enter what is on disk, parents first; arrays are read when they are needed."""
         known = {self._tree.root.key: self._tree.root}
         for stored in folder.stored():
-            entry = self._tree.add(known[stored.parent], stored.start, stored.ids)
-            entry.reach = 0 if stored.ids else self.layout.reach(stored.start)
-            known[stored.key] = entry
-            self._entries += 1
+            if stored.parent in known:
+                entry = self._tree.add(known[stored.parent], stored.start, stored.ids)
+                if entry.key == stored.key:  # else the same ids are kept in other pieces
+                    entry.reach = 0 if stored.ids else self.layout.reach(stored.start)
+                    known[stored.key] = entry
+        return list(known.values())[1:]

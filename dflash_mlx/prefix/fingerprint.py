@@ -16,16 +16,17 @@ import mlx.nn as nn
 import numpy as np
 
 from ..loading import Pair
+from .snapshot import Layout
 
 VERSION = 1  # of what is kept for an id; another one shares nothing
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint32}
 
 
-def fingerprint(pair: Pair) -> str:
+def fingerprint(pair: Pair, layout: Layout) -> str:
     """64 hex digits that differ between pairs whose rows differ."""
     found = hashlib.sha256()
     versions = [f"{name} {version(name)}" for name in ("mlx", "mlx-lm")]
-    _add(found, [VERSION, *versions, pair.target.taps, str(pair.target.dtype)])
+    _add(found, [VERSION, *versions, pair.target.taps, layout])
     _add_module(found, pair.target.model)
     if pair.draft is not None:
         _add(found, [pair.draft.config])

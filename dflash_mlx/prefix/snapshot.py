@@ -1,7 +1,7 @@
 """From a session to arrays of their own, and back.
 
 Both ways copy, once: a session writes into its arrays in place, and what is kept never changes.
-Names are `target.LAYER.keys`, `draft.LAYER.values` and, of recurrent layers, `past.LAYER.PART`.
+Names are `target.LAYER.PART`, `draft.LAYER.PART` and, of recurrent layers, `past.LAYER.PART`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import mlx.core as mx
 
-from ..kv import KVCache
+from ..kv import KVCache, seen_before
 from ..loading import Pair
 from ..session import Session
 from .tree import Arrays, Entry
 
-SIDES = ("keys", "values")
+Form = tuple[tuple[int, ...], mx.Dtype]  # shape and type of an array
 
 
 @dataclass(frozen=True)
@@ -26,30 +28,29 @@ class Layer:
 
     Attributes:
         owner: target or draft.
-        window: None where attention is full.
-        sides: of keys and of values: heads and head_dim.
+        window: what it sees; None where attention is full.
+        rows: form of its arrays, keys before values, with one row.
     """
 
     owner: str
     index: int
-    window: int | None
-    sides: tuple[tuple[int, int], ...]
-    dtype: mx.Dtype
+    window: Any
+    rows: tuple[Form, ...]
 
     @property
-    def names(self) -> tuple[str, str]:
+    def names(self) -> list[str]:
         """Of its arrays."""
-        return (f"{self.owner}.{self.index}.keys", f"{self.owner}.{self.index}.values")
+        return [f"{self.owner}.{self.index}.{part}" for part in range(len(self.rows))]
 
     @property
     def nbytes(self) -> int:
         """Of one row."""
-        return sum(math.prod(side) for side in self.sides) * self.dtype.size
+        return sum(math.prod(shape) * dtype.size for shape, dtype in self.rows)
 
-    def shapes(self, rows: int) -> Iterator[tuple[str, tuple[int, ...], mx.Dtype]]:
-        """Name, shape and dtype of its arrays where so many rows are kept."""
-        for name, (heads, dim) in zip(self.names, self.sides, strict=True):
-            yield name, (1, heads, rows, dim), self.dtype
+    def forms(self, rows: int) -> Iterator[tuple[str, Form]]:
+        """Its arrays where so many rows are kept."""
+        for name, ((batch, heads, _, dim), dtype) in zip(self.names, self.rows, strict=True):
+            yield name, ((batch, heads, rows, dim), dtype)
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class Layout:
 
     Attributes:
         layers: of attention, in target and draft.
-        past: of recurrent layers: name, shape and dtype of their arrays.
+        past: the arrays of recurrent layers.
     """
 
     layers: tuple[Layer, ...]
-    past: tuple[tuple[str, tuple[int, ...], mx.Dtype], ...]
+    past: tuple[tuple[str, Form], ...]
 
     @classmethod
     def of(cls, pair: Pair) -> Layout:
@@ -70,13 +71,11 @@ class Layout:
         session = Session(pair.target, pair.draft)
         session.prefill([0], chunk=1)
         layers = [
-            Layer(owner, i, cache.windows[i], tuple((a.shape[1], a.shape[3]) for a in rows), dtype)
+            Layer(owner, i, cache.windows[i], tuple(_form(a) for a in cache.copy(i, 0, 1)))
             for owner, cache in _caches(session)
-            for i, rows in enumerate(cache.state["layers"])
-            for dtype in [rows[0].dtype]
+            for i in range(len(cache.windows))
         ]
-        past = _past(session)
-        return cls(tuple(layers), tuple((n, a.shape, a.dtype) for n, a in past.items()))
+        return cls(tuple(layers), tuple((n, _form(a)) for n, a in _past(session).items()))
 
     @property
     def full(self) -> list[Layer]:
@@ -84,9 +83,9 @@ class Layout:
         return [layer for layer in self.layers if layer.window is None]
 
     @property
-    def sliding(self) -> list[tuple[Layer, int]]:
-        """Layers whose rows marks hold, with their window."""
-        return [(layer, layer.window) for layer in self.layers if layer.window is not None]
+    def sliding(self) -> list[Layer]:
+        """Layers whose rows marks hold."""
+        return [layer for layer in self.layers if layer.window is not None]
 
     @property
     def marked(self) -> bool:
@@ -100,18 +99,16 @@ class Layout:
     def fits(self, entry: Entry, arrays: Arrays) -> bool:
         """Whether these are the arrays of an entry."""
         if entry.ids:
-            shapes = [s for layer in self.full for s in layer.shapes(len(entry.ids))]
+            expected = [f for layer in self.full for f in layer.forms(len(entry.ids))]
         else:
-            shapes = [
-                s for layer, w in self.sliding for s in layer.shapes(min(entry.start, w - 1))
-            ] + list(self.past)
-        given = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        return given == {name: (shape, dtype) for name, shape, dtype in shapes}
+            kept = [layer.forms(seen_before(layer.window, entry.start)) for layer in self.sliding]
+            expected = [*chain(*kept), *self.past]
+        return dict(expected) == {name: _form(array) for name, array in arrays.items()}
 
     def reach(self, position: int) -> int:
         """The shortest length that can be gone on from with a mark at `position`."""
-        whole = not self.past and all(position < window for _, window in self.sliding)
-        return 0 if whole else position
+        lost = any(seen_before(layer.window, position) < position for layer in self.sliding)
+        return position if self.past or lost else 0
 
 
 def length_of(session: Session) -> int:
@@ -138,11 +135,11 @@ def mark(layout: Layout, session: Session, length: int) -> Arrays | None:
     if layout.past and caches["target"].length != length:
         return None
     arrays: Arrays = {}
-    for layer, window in layout.sliding:
-        cache, first = caches[layer.owner], max(0, length - window + 1)
-        if cache.base_of(window) > first:
+    for layer in layout.sliding:
+        copied = caches[layer.owner].copy_seen(layer.index, length)
+        if copied is None:
             return None
-        arrays |= zip(layer.names, cache.copy(layer.index, first, length), strict=True)
+        arrays |= zip(layer.names, copied, strict=True)
     arrays |= {name: _own(array) for name, array in _past(session).items()}
     mx.eval(arrays)
     return arrays
@@ -172,17 +169,12 @@ def _pieces(
     kept: Arrays,
     length: int,
     mark: Entry | None,
-) -> tuple[list[mx.array], list[mx.array]]:
-    if layer.window is not None:
-        assert mark is not None
-        ahead = mark.start - length  # rows of the mark behind the place to go on from
-        first, second = (kept[name] for name in layer.names)
-        rows = first.shape[2] - ahead
-        return [first[..., :rows, :]], [second[..., :rows, :]]
-    keys, values = (
-        [arrays[name][..., :rows, :] for arrays, rows in parts if rows > 0] for name in layer.names
-    )
-    return keys, values
+) -> list[list[mx.array]]:
+    if layer.window is None:
+        return [[held[name][..., :n, :] for held, n in parts if n > 0] for name in layer.names]
+    assert mark is not None
+    ahead = mark.start - length  # rows of the mark behind the place to go on from
+    return [[kept[name][..., : kept[name].shape[2] - ahead, :]] for name in layer.names]
 
 
 def _caches(session: Session) -> list[tuple[str, KVCache]]:
@@ -203,9 +195,13 @@ def _past(session: Session) -> Arrays:
 def _grouped(layout: Layout, kept: Arrays) -> list[list[mx.array | None]]:
     """The arrays of recurrent layers, in copies of their own, by layer."""
     layers: dict[str, list[mx.array | None]] = {}
-    for name, _, _ in layout.past:
+    for name, _ in layout.past:
         layers.setdefault(name.split(".")[1], []).append(_own(kept[name]))
     return list(layers.values())
+
+
+def _form(array: mx.array) -> Form:
+    return array.shape, array.dtype
 
 
 def _own(array: mx.array) -> mx.array:

@@ -87,10 +87,14 @@ class Match(NamedTuple):
 
 
 class Tree:
-    """All entries of one pair."""
+    """All entries of one pair.
+
+    Attributes:
+        size: how many there are.
+    """
 
     def __init__(self) -> None:
-        self.root = Entry(None, 0, ())
+        self.root, self.size = Entry(None, 0, ()), 0
 
     def __iter__(self) -> Iterator[Entry]:
         """Every entry, parents first."""
@@ -112,10 +116,15 @@ class Tree:
         return Match(path, length)
 
     def add(self, parent: Entry, start: int, ids: Sequence[int]) -> Entry:
-        """A new branch, or a new mark if there are no ids; the same one if it is there already."""
-        if ids:
-            return parent.branches.setdefault((start, ids[0]), Entry(parent, start, tuple(ids)))
-        return parent.marks.setdefault(start, Entry(parent, start, ()))
+        """A new branch, or a new mark if there are no ids; the old one if there is one."""
+        entry = Entry(parent, start, tuple(ids))
+        kept = (
+            parent.branches.setdefault((start, ids[0]), entry)
+            if ids
+            else parent.marks.setdefault(start, entry)
+        )
+        self.size += kept is entry
+        return kept
 
     def remove(self, entry: Entry) -> list[Entry]:
         """Forget an entry and all that leaves it; returns them, children first."""
@@ -127,6 +136,7 @@ class Tree:
         gone = [entry]
         for one in gone:
             gone += one.children
+        self.size -= len(gone)
         return gone[::-1]
 
     def oldest(self) -> Entry | None:
