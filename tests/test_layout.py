@@ -22,7 +22,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A module imports only from its own layer or from one above it in this list.
 LAYERS = (
     "errors fields rope implemented trial config",
-    "sampling accept stats width costs kv recurrent paths blas checkpoint",
+    "sampling accept stats width costs kv recurrent batched paths blas checkpoint",
     "options footprint machine",
     "shards",
     "kernels",
@@ -30,7 +30,7 @@ LAYERS = (
     "embedded draftcheck",
     "loading listing",
     "session step ahead text decode adaptive tune generation",
-    "prefix conversation selfcheck ties verification exactness",
+    "prefix conversation selfcheck ties verification exactness engine",
     "convert bench train serve doctor",
     "cli",
 )
