@@ -26,7 +26,7 @@ from .embedded import embedded_draft, embedded_target
 from .errors import CheckpointError, ModelNotFoundError, PairError, UsageError
 from .guide import words_of
 from .hub import fetch, is_repo_id
-from .kernels.choice import OFF, Kernels
+from .kernels.choice import OFF, Kernels, kernels_of
 from .ranks import ALONE, Ranks
 from .targets import family_of, target_for
 from .targets.base import Target
@@ -140,7 +140,7 @@ def load(
         DFlashError: one line that says what was given, what was expected and what to do.
     """
     _check_options(bits, draft_bits, dtype)
-    chosen = Kernels(kernels) if ranks.size == 1 else _shared_kernels(kernels)
+    chosen = kernels_of(kernels, ranks.size)
 
     def read() -> tuple[Pair, Original | None]:
         """The pair by files alone, and what reads its draft as it is stored."""
@@ -190,13 +190,6 @@ def load(
             name = str(loaded.draft_name)
             check_draft(loaded.target, loaded.draft, ids, name, original, draft_bits)
     return loaded
-
-
-def _shared_kernels(wanted: str) -> Kernels:
-    """What ranks run by: MLX's own operations, so that none is timed or refused on one alone."""
-    if wanted == "on":
-        raise UsageError("--kernels on needs a single process; several run without kernels")
-    return Kernels("off")
 
 
 def read_draft(
@@ -378,9 +371,6 @@ def _load_target(
         with redirect_stdout(sys.stderr):  # where it reports what it did
             lm, _ = quantize_model(lm, config, GROUP_SIZE, bits)
     sharding.cut(lm, name, ranks)
-    if ranks.size > 1:  # layer by layer: what is read for a part of one is dropped again
-        for layer in sharding.text_part(lm).model.layers:
-            mx.eval(layer.parameters())
     mx.eval(lm.parameters())
     lm.eval()
     return lm, tokenizer

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import mlx.core as mx
+
 from .errors import UnsupportedError
 from .ranks import Ranks
 
@@ -79,6 +81,9 @@ def cut(model: Any, name: str, ranks: Ranks) -> None:
             raise UnsupportedError(
                 f"{name} cannot be sharded over {ranks.size} processes: {error}; {OTHERWISE}"
             ) from error
+    if ranks.size > 1:  # layer by layer: what was read for a part of one is dropped again
+        for layer in text_part(model).model.layers:
+            mx.eval(layer.parameters())
 
 
 def _check_stages(text: Mapping[str, Any], name: str, ranks: Ranks) -> None:

@@ -153,6 +153,17 @@ class Kernels:
 OFF = Kernels("off", None)
 
 
+def kernels_of(mode: str, processes: int) -> Kernels:
+    """What so many processes run a model by; several by MLX alone, so that none differs.
+
+    Raises UsageError for a mode that is unknown, or "on" where there are several.
+    """
+    if processes > 1 and mode == "on":
+        raise UsageError("--kernels on needs a single process; several run without kernels")
+    chosen = Kernels(mode)
+    return chosen if processes == 1 else OFF
+
+
 def agree(found: Any, wanted: Any) -> bool:
     """Whether all arrays of a result are those of its reference, but for rounding."""
     pairs = zip(_arrays(found), _arrays(wanted), strict=True)
