@@ -27,6 +27,8 @@ class Memory:
     def __init__(self, pair: Pair, options: PrefixOptions | None = None) -> None:
         self._cache = PrefixCache(pair, options or PrefixOptions())
         self._session = Session(pair.target, pair.draft)
+        # Each has a part of the caches; the session alone steps back alike everywhere.
+        self._several = pair.ranks.size > 1
 
     def recall(self, prompt: Sequence[int], stable: int) -> Session:
         """The session to go on with.
@@ -36,7 +38,7 @@ class Memory:
             stable: how many of them the next prompt begins with, whatever the answer.
         """
         cache = self._cache
-        if not prompt:
+        if not prompt or self._several:
             return self._session
         if cache.layout.marked:
             cache.put(self._session)
@@ -53,7 +55,7 @@ class Memory:
         """What a prefill of the session calls; it calls `progress`."""
 
         def keep(done: int, total: int) -> None:
-            if self._cache.layout.marked:
+            if not self._several and self._cache.layout.marked:
                 self._cache.checkpoint(self._session)
             if progress:
                 progress(done, total)
@@ -66,7 +68,7 @@ class Memory:
         Raises:
             UsageError: the folder cannot be used.
         """
-        if self._session.ids:
+        if self._session.ids and not self._several:
             self._cache.put(self._session)
             self._cache.export(self._session.ids, folder)
             if not self._cache.layout.marked:
@@ -74,7 +76,7 @@ class Memory:
 
     def load(self, folder: Path) -> None:
         """Take in what `save` has written, as far as it is there and belongs to the pair."""
-        if folder.is_dir():
+        if folder.is_dir() and not self._several:
             try:
                 self._cache.merge(folder)
             except UsageError:  # without it the next turn computes everything, which is right
