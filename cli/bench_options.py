@@ -165,6 +165,14 @@ class MeasureOptions:
             metavar="N,...",
         ),
     ] = None
+    lookup: Annotated[
+        Use,
+        _measured(
+            "--lookup",
+            help="Drafts copied from the text so far: auto with block auto, on with any, off",
+            metavar="WHEN",
+        ),
+    ] = "auto"
     baseline: Annotated[
         list[str] | None,
         _measured(
@@ -215,6 +223,7 @@ class MeasureOptions:
         return Plan(
             max_tokens=self.max_tokens,
             sampling=sampling.sampling(),
+            lookup=self.lookup,
             seed=sampling.seed,
             repeat=self.repeat,
             think=self.think,
@@ -262,6 +271,7 @@ def settings(
     return {
         "pairs": [asdict(subject) for subject in subjects],
         "blocks": measure.blocks,
+        "lookup": measure.lookup,
         "baselines": measure.baselines,
         "max_tokens": measure.max_tokens,
         "repeat": measure.repeat,

@@ -195,6 +195,14 @@ class SpeculationOptions:
             metavar="N",
         ),
     ] = None
+    lookup: Annotated[
+        Use,
+        _speculation(
+            "--lookup",
+            help="Drafts copied from the text so far: auto with --block auto, on with any, off",
+            metavar="WHEN",
+        ),
+    ] = "auto"
     compile: Annotated[
         bool | None,
         _speculation(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -21,8 +21,16 @@ from .trial import Trial
 
 log = logging.getLogger(__name__)
 
-Result = tuple[tuple[int, ...], int, int]  # tokens, drafted, accepted
 Issued = tuple[mx.array, mx.array | None]  # accepted and token, features; perhaps not computed yet
+
+
+class Result(NamedTuple):
+    """What a round brought; `copied` where the draft was copied from the text."""
+
+    tokens: tuple[int, ...]
+    drafted: int
+    accepted: int
+    copied: bool = False
 
 
 class Decoder:
@@ -38,6 +46,11 @@ class Decoder:
     def next(self, anchor: int, room: int) -> Result:
         """The tokens of the next round, at least one; `room` says how many are wanted."""
         raise NotImplementedError
+
+    @property
+    def ahead(self) -> bool:
+        """Whether a pass is under way that only the next round of this decoder can use."""
+        return False
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         """Keep `tokens` of the last round, of which the last becomes the anchor."""
@@ -83,7 +96,11 @@ class PlainDecoder(Decoder):
         # A step with penalties needs the token before it in the history, and has to wait.
         ahead = room > 1 and not self.sampling.history
         self._issued = self._issue(packed[1:], start + 1) if ahead else None
-        return (read(packed)[1],), 0, 0
+        return Result((read(packed)[1],), 0, 0)
+
+    @property
+    def ahead(self) -> bool:
+        return self._issued is not None
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         self.session.commit([anchor], None)
@@ -103,32 +120,28 @@ class PlainDecoder(Decoder):
         return packed, features
 
 
-class DraftDecoder(Decoder):
-    """DFlash: draft a block, verify it, keep the accepted tokens and the bonus."""
+class RoundDecoder(Decoder):
+    """Rounds by a step that kernels can run, too: by them where they are faster."""
 
     def __init__(self, pair: Pair, session: Session, options: Options, seed: int) -> None:
         super().__init__(pair, session, options, seed)
-        assert pair.draft is not None and session.context is not None
-        self._context = session.context
-        self._width = options.width(pair.draft.config.block_size)
         self._chunk = options.prefill_chunk
-        self._verified: mx.array | None = None
-        self._arm()
 
     def _arm(self) -> None:
         """Run rounds by the steps that `_step_of` makes."""
         pair = self.pair
-        assert pair.draft is not None
         self._step = self._fast = self._step_of(pair.target, pair.draft)
         if pair.kernels.active:
-            target, draft = pair.by_kernels
-            assert draft is not None
-            self._fast = self._step_of(target, draft)
+            self._fast = self._step_of(*pair.by_kernels)
         self._trial = pair.trials.setdefault(self._step.key, Trial())
 
-    def _step_of(self, target: Target, draft: DFlashDraft) -> Any:
+    def _step_of(self, target: Target, draft: DFlashDraft | None) -> Any:
         """A round by these networks."""
-        return DraftStep(target, draft, self.sampling, self._width)
+        raise NotImplementedError
+
+    def _round(self, anchor: int, step: Any) -> Result:
+        """Run a round and read what it brought."""
+        raise NotImplementedError
 
     def next(self, anchor: int, room: int) -> Result:
         kernels = self.pair.kernels
@@ -153,6 +166,22 @@ class DraftDecoder(Decoder):
             self.session.restore(self._chunk)
             return self._round(anchor, self._step)
 
+
+class DraftDecoder(RoundDecoder):
+    """DFlash: draft a block, verify it, keep the accepted tokens and the bonus."""
+
+    def __init__(self, pair: Pair, session: Session, options: Options, seed: int) -> None:
+        super().__init__(pair, session, options, seed)
+        assert pair.draft is not None and session.context is not None
+        self._context = session.context
+        self._width = options.width(pair.draft.config.block_size)
+        self._verified: mx.array | None = None
+        self._arm()
+
+    def _step_of(self, target: Target, draft: DFlashDraft | None) -> Any:
+        assert draft is not None
+        return DraftStep(target, draft, self.sampling, self._width)
+
     def _round(self, anchor: int, step: Any) -> Result:
         cache, context = self.session.cache, self._context
         start, behind = cache.length, cache.length - context.length
@@ -174,7 +203,7 @@ class DraftDecoder(Decoder):
         accepted, *tokens = read(packed)
         self._verified = verified
         context.commit(behind)
-        return tuple(tokens[: accepted + 1]), self._width - 1, accepted
+        return Result(tuple(tokens[: accepted + 1]), self._width - 1, accepted)
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         self.session.commit([anchor, *tokens[:-1]], self._verified)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from .adaptive import AdaptiveDecoder
+from .copying import LookupDecoder
 from .decode import Decoder, DraftDecoder, PlainDecoder, first_token
 from .errors import UsageError
 from .loading import Pair
@@ -91,12 +92,13 @@ def rounds(
 
     decoder = _decoder(pair, session, options, seed)
     while ending is None:
-        tokens, drafted, accepted = decoder.next(anchor, room)
-        tokens = _cut(tokens, room, pair.eos_ids)
+        result = decoder.next(anchor, room)
+        tokens = _cut(result.tokens, room, pair.eos_ids)
         decoder.commit(anchor, tokens)
         anchor, room = tokens[-1], room - len(tokens)
         ending = _ending(tokens, room, pair.eos_ids)
-        yield Round(tokens, drafted, min(accepted, len(tokens)), ending)
+        accepted = min(result.accepted, len(tokens))
+        yield Round(tokens, result.drafted, accepted, ending, result.copied)
 
 
 def stream_generate(
@@ -131,7 +133,8 @@ def stream_generate(
         tokens, piece, stopped = text.add(round_.tokens)
         reason = "stop" if stopped else round_.finish_reason
         if len(tokens) < len(round_.tokens):
-            round_ = Round(tokens, round_.drafted, min(round_.accepted, len(tokens)), reason)
+            accepted = min(round_.accepted, len(tokens))
+            round_ = replace(round_, tokens=tokens, accepted=accepted, finish_reason=reason)
         stats.add(round_, first=stats.generated_tokens == 0)
         if reason:
             piece += text.finish()
@@ -153,11 +156,14 @@ def generate(
 
 def _decoder(pair: Pair, session: Session, options: Options, seed: int) -> Decoder:
     """The decoder that `options` asks for and the pair allows."""
-    if pair.draft is None or not options.speculate:
-        return PlainDecoder(pair, session, options, seed)
-    if options.block != AUTO:
-        return DraftDecoder(pair, session, options, seed)
-    return AdaptiveDecoder(pair, session, options, seed, policy_of(pair, options))
+    drafts = pair.draft is not None and options.speculate
+    lookup = options.looks_up(drafts)
+    if drafts and options.block == AUTO:
+        chooser = policy_of(pair, options)
+        return AdaptiveDecoder(pair, session, options, seed, chooser, lookup)
+    decoder: type[Decoder] = DraftDecoder if drafts else PlainDecoder
+    alone = decoder(pair, session, options, seed)
+    return LookupDecoder(pair, session, options, seed, alone) if lookup else alone
 
 
 def _limit(pair: Pair, prompt: Sequence[int], options: Options) -> int:

@@ -15,7 +15,7 @@ from .kv import KVCache
 from .targets.base import Target
 
 Progress = Callable[[int, int], None]
-GATHERED = 16  # so many features of plain tokens are added to the context at once
+GATHERED = 16  # so many features of tokens that no block brought are added at once
 
 
 class Session:
@@ -102,13 +102,20 @@ class Session:
         self.cache.commit(len(tokens))
         self.features = features
 
-    def keep(self, token: int, features: mx.array) -> None:
-        """Keep the row of a token decoded plainly; its features [1, 1, ...] add up with others."""
-        self.ids.append(token)
-        self.cache.commit(1)
-        old = self.features
-        self.features = features if old is None else mx.concatenate([old, features], axis=1)
-        if self.features.shape[1] == GATHERED:
+    def keep(self, tokens: Sequence[int], features: mx.array) -> None:
+        """Keep the rows of `tokens`, whose features add up with others until a block is drafted.
+
+        Args:
+            tokens: the anchor, and what of a lookup draft was accepted behind it.
+            features: [1, L >= len(tokens), ...] of the verified rows.
+        """
+        assert self.context is not None
+        features = features[:, : len(tokens)]
+        if self.features is not None:
+            waiting = self.features[:, : self.cache.length - self.context.length]
+            features = mx.concatenate([waiting, features], axis=1)
+        self.commit(tokens, features)
+        if features.shape[1] >= GATHERED:
             self.flush()
 
     def flush(self) -> None:

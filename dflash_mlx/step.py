@@ -120,18 +120,10 @@ class DraftStep:
     def verify(
         self, block: mx.array, start: Scalar, state: State, history: mx.array
     ) -> tuple[mx.array, mx.array, State]:
-        """What the target says behind each row of the block; features of the rows; the new state.
-
-        That is its choice, int32 [width], if sampling is greedy, else log p, float32
-        [width, vocab].
-        """
-        hidden, verified, state = self.target.forward(block[None], start, state)
-        assert verified is not None
-        rows = _histories(history, block)
-        if self.sampling.greedy:
-            return most_probable(self.target, hidden, rows, self.sampling), verified, state
-        logits = process(self.target.logits(hidden)[0], rows, self.sampling)
-        return log_distribution(logits, self.sampling), verified, state
+        """What the target says, as `judge` has it; the features of the rows; the new state."""
+        judged, features, state = judge(self.target, self.sampling, block, start, state, history)
+        assert features is not None
+        return judged, features, state
 
     def accept(
         self, drafted: mx.array, logq: mx.array | None, judged: mx.array, key: mx.array
@@ -153,6 +145,27 @@ class DraftStep:
             return Shortlist(best.ids, self.draft.shape_logits(best.values))
         logits = self.draft.shape_logits(self.target.head(hidden))[0]
         return process(logits, history, self.sampling)
+
+
+def judge(
+    target: Target,
+    sampling: Sampling,
+    block: mx.array,
+    start: Scalar,
+    state: State,
+    history: mx.array,
+) -> tuple[mx.array, mx.array | None, State]:
+    """What the target says behind each row of a block [width], its anchor at `start`.
+
+    That is its choice, int32 [width], if sampling is greedy, else log p, float32 [width, vocab].
+    Also returns the features of the rows, None without taps, and the new state.
+    """
+    hidden, features, state = target.forward(block[None], start, state)
+    rows = _histories(history, block)
+    if sampling.greedy:
+        return most_probable(target, hidden, rows, sampling), features, state
+    logits = process(target.logits(hidden)[0], rows, sampling)
+    return log_distribution(logits, sampling), features, state
 
 
 def most_probable(

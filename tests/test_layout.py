@@ -22,14 +22,14 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A module imports only from its own layer or from one above it in this list.
 LAYERS = (
     "errors fields rope implemented trial config",
-    "sampling accept stats width costs kv recurrent paths blas checkpoint",
+    "sampling accept stats width lookup costs kv recurrent paths blas checkpoint",
     "options footprint machine",
     "shards",
     "kernels",
     "drafts targets pairs hub gguf catalog downloads wheels pairfile",
     "embedded draftcheck",
     "loading listing",
-    "session step ahead text decode adaptive tune generation",
+    "session step ahead text decode copying adaptive tune generation",
     "prefix conversation selfcheck ties verification exactness",
     "convert bench train serve doctor",
     "cli",

@@ -100,7 +100,8 @@ class TimedDecoder(DraftDecoder):
         self.clock = Clock()
         super().__init__(pair, session, replace(options, compiled=False), seed)
 
-    def _step_of(self, target: Target, draft: DFlashDraft) -> DraftStep:
+    def _step_of(self, target: Target, draft: DFlashDraft | None) -> DraftStep:
+        assert draft is not None
         return TimedStep(target, draft, self.sampling, self._width, clock=self.clock)
 
     def next(self, anchor: int, room: int) -> Result:
@@ -149,7 +150,7 @@ def _answer(pair: Pair, prompt: Sequence[int], options: Options) -> tuple[int, C
     decoder = TimedDecoder(pair, session, options, seed)
     room, rounds, began = options.max_tokens - 1, 0, time.perf_counter()
     while room > 0 and anchor not in pair.eos_ids:
-        tokens, _, _ = decoder.next(anchor, room)
+        tokens = decoder.next(anchor, room).tokens
         decoder.commit(anchor, tokens)
         rounds, room = rounds + 1, room - len(tokens)
         anchor = next((t for t in tokens if t in pair.eos_ids), tokens[-1])
