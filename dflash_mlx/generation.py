@@ -73,7 +73,8 @@ def rounds(
         progress: called during the prefill with tokens done and to do.
 
     Raises:
-        UsageError: the prompt is empty or longer than the context, or an option does not fit.
+        UsageError: the prompt is empty or longer than the context, prompt and answer do not fit
+            into memory, or an option does not fit.
     """
     options = options or Options()
     session = session or Session(pair.target, pair.draft)
@@ -81,6 +82,8 @@ def rounds(
     if limit == 0:
         yield Round((), 0, 0, "length")
         return
+    if pair.memory is not None:
+        pair.memory.check(len(prompt), limit)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     logits, cached = session.prefill(prompt, chunk=options.prefill_chunk, progress=progress)
     if stats is not None:

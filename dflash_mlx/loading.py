@@ -24,8 +24,13 @@ from .drafts.dflash import DFlashDraft
 from .drafts.quantised import GROUP_SIZE, is_quantised, quantise, quantise_as_stored
 from .embedded import embedded_draft, embedded_target
 from .errors import CheckpointError, ModelNotFoundError, PairError, UsageError
+from .fitting import memory_of
 from .hub import fetch, is_repo_id
 from .kernels.choice import OFF, Kernels
+from .kv_quantised import KVBits
+from .machine import this_machine
+from .memory import Memory
+from .span import SINK, span_of
 from .targets import family_of, target_for
 from .targets.base import Target
 from .trial import Trial
@@ -53,6 +58,7 @@ class Pair:
             first used.
         trials: per kind of round, whether kernels make it faster.
         costs: what rounds take here, once that was asked for.
+        memory: what answers take here; None where that is not known, and then nothing is refused.
         calibrations: what is known of the draft's probabilities, of greedy and of sampled text.
     """
 
@@ -68,6 +74,7 @@ class Pair:
     steps: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
     trials: dict[Any, Trial] = field(default_factory=dict, repr=False)
     costs: Corrected | None = field(default=None, repr=False)
+    memory: Memory | None = field(default=None, repr=False)
     calibrations: dict[bool, Calibration] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -94,6 +101,10 @@ def load(
     draft_bits: int | None = None,
     dtype: str | None = None,
     kernels: str = "auto",
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    draft_window: int | None = None,
+    draft_sink: int = SINK,
     revision: str | None = None,
     draft_revision: str | None = None,
     check: bool = True,
@@ -112,6 +123,10 @@ def load(
             own on a GPU, float32 on the CPU.
         kernels: "auto" takes our Metal kernels where they pay, "on" wherever they can run (their
             definitions in plain MLX where there is no Metal), "off" takes none.
+        kv_bits: keep the target's keys and values in 8 or 4 bits.
+        kv_group_size: 32, 64 or 128 of their elements share a scale.
+        draft_window: full layers of the draft see the last so many positions of the text alone,
+        draft_sink: and the first so many.
         revision: branch, tag or commit of a target on the hub.
         draft_revision: the same for the draft.
         check: refuse a draft that does not work as it was loaded (`draftcheck`). False is for
@@ -123,6 +138,8 @@ def load(
     """
     _check_options(bits, draft_bits, dtype)
     chosen = Kernels(kernels)
+    span = span_of(draft_window, draft_sink) if draft_window is not None else None
+    kept = KVBits(kv_bits, kv_group_size) if kv_bits is not None else None
     known = pairs.find(model)
     target_folder = find_target(model, revision, quiet)
     pair = pairfile.find(target_folder)
@@ -140,8 +157,12 @@ def load(
     if found is not None:
         config = DraftConfig.from_dict(read_config(found[0]), f"{found[1]}/config.json")
         check_fit(config, raw, model, found[1])
+        config = config.with_span(span) if span else config
+    elif span:
+        raise UsageError("a draft window without a draft; leave one of them out")
     lm, tokenizer = _load_target(target_folder, raw, bits, dtype)
     target = target_for(lm, config.taps if config else ())
+    target = target.with_kv(kept) if kept else target
     network = None
     if found is not None and config is not None:
         # The config counts rows of the head; only the tokenizer tells padding from tokens.
@@ -160,6 +181,7 @@ def load(
         name=known.name if known and model.lower() == known.name.lower() else model,
         draft_name=found[1] if found else None,
         kernels=chosen,
+        memory=memory_of(target, network, raw, this_machine()),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from .drafts.dflash import DFlashDraft
-from .kv import KVCache
+from .kv import STEP, KVCache, recent_of
 from .targets.base import Target
 
 Progress = Callable[[int, int], None]
@@ -121,27 +121,40 @@ class Session:
     def flush(self) -> None:
         """Add features that wait to the draft's context."""
         features, self.features = self.features, None
-        if features is None or self.context is None or self.draft is None:
+        if features is None or self.context is None:
             return
         rows = self.cache.length - self.context.length
-        self.context.reserve(rows)
-        self.context.state = self.draft.extend(
-            features[:, :rows], self.context.length, self.context.state
-        )
-        self.context.commit(rows)
+        self._extend(features[:, :rows], self.context.length)
 
     def _remember(self, features: mx.array, first: int, total: int) -> None:
-        """Add a chunk of the prompt to the context, without rows no draft layer would see."""
-        if self.context is None or self.draft is None:
+        """Add a chunk of the prompt to the context, without rows no block is going to see."""
+        if self.context is None:
             return
-        if None not in self.context.windows:
-            reach = max(w for w in self.context.windows if w is not None)
-            unseen = total - reach - first
+        unseen = self._unseen(first, total)
+        if unseen > 0:
+            sinks = min(self.context.sinks - first, features.shape[1])
+            if sinks > 0:
+                self._extend(features[:, :sinks], first)
             if unseen >= features.shape[1]:
                 return
-            if unseen > 0:
-                features, first = features[:, unseen:], first + unseen
-                self.context.skip(first)
+            features, first = features[:, unseen:], first + unseen
+        if first != self.context.length:  # all of the chunk before it may have been left out
+            self.context.skip(first)
+        self._extend(features, first)
+
+    def _unseen(self, first: int, total: int) -> int:
+        """Rows from position `first` on that no block sees behind a prompt of `total` tokens."""
+        assert self.context is not None
+        windows = [w for w in self.context.windows if w is not None]
+        if len(windows) < len(self.context.windows):
+            return 0
+        # Somewhat more than is seen, so that a chat can step back a little.
+        unseen = total - max(map(recent_of, windows)) - STEP - first
+        return unseen if unseen > self.context.sinks - first else 0
+
+    def _extend(self, features: mx.array, first: int) -> None:
+        """Add rows from position `first` on, where the context ends."""
+        assert self.context is not None and self.draft is not None
         rows = features.shape[1]
         self.context.reserve(rows)
         self.context.state = self.draft.extend(features, first, self.context.state)

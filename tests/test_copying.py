@@ -201,16 +201,13 @@ def test_lookups_are_counted(told: Tell) -> None:
     }
 
 
-REPEATED = [5, 9, 30, 2, 17, 8, 41, 3]
-
-
 def test_text_that_repeats_itself_is_copied_and_only_where_wanted() -> None:
     """By the real index: the reduced model falls into a loop, as models do."""
-    prompt, text = truth("llama", 24, 120)
+    prompt, text = truth("llama", 24, 70)
     pair = priced(make_pair("llama", random_draft(draft_config())))
 
     def copied(**options: Any) -> int:
-        done = list(rounds(pair, prompt, Options(max_tokens=120, **options)))
+        done = list(rounds(pair, prompt, Options(max_tokens=70, **options)))
         assert ids_of(done) == text
         return sum(r.copied for r in done)
 
@@ -298,11 +295,11 @@ def test_sampled_text_has_the_targets_distribution() -> None:
     places: list[float] = []
     sampling = Sampling(temperature=0.3, top_k=3)
     copied = 0
-    for seed in range(12):
-        options = Options(max_tokens=40, block=AUTO, seed=seed, sampling=sampling)
+    for seed in range(6):
+        options = Options(max_tokens=28, block=AUTO, seed=seed, sampling=sampling)
         found = sample(pair, prompt + prompt, options)
         assert found.same
         places += found.places
         copied += sum(r.copied for r in rounds(pair, prompt + prompt, options))
-    assert copied > 20
+    assert copied > 5
     assert fit(places).exact

@@ -22,6 +22,7 @@ from ..kernels.choice import OFF, Kernels
 from ..kernels.few_rows import few_rows
 from ..kv import KVCache, LayerView, Scalar, State, collect, masks, views
 from ..sampling import Sampling, log_distribution
+from ..span import Span
 from .joined import Joined
 from .rope import Rotary
 from .shortlist import Proposal, Shortlist, Wanted
@@ -33,7 +34,7 @@ class Attention(nn.Module):
     def __init__(self, config: DraftConfig, index: int) -> None:
         super().__init__()
         self.kernels = OFF
-        self.window, self.ahead = config.windows[index], not config.causal[index]
+        self.window, self.ahead = config.spans[index], not config.causal[index]
         bias = config.attention_bias
         query_size = config.num_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
@@ -63,7 +64,7 @@ class Attention(nn.Module):
         mask: mx.array | None,
     ) -> mx.array:
         run = None
-        if view.rows is not None:
+        if view.rows is not None and not isinstance(self.window, Span):
             _, heads, rows, _ = queries.shape
             run = attend(
                 self.kernels, view.rows[0], rows, heads, window=self.window, ahead=self.ahead
@@ -190,7 +191,7 @@ class DFlashDraft(nn.Module):
 
     def new_cache(self) -> KVCache:
         """An empty context for one generation."""
-        return KVCache(self._config.windows)
+        return KVCache(self._config.spans)
 
     def extend(self, features: mx.array, start: Scalar, state: State) -> State:
         """Add committed tokens to the context.
@@ -202,7 +203,7 @@ class DFlashDraft(nn.Module):
         """
         assert self._project is not None, "prepare() comes first"
         rows = self.hidden_norm(self.fc(features.astype(self.dtype)))
-        layer_views = views(self._config.windows, state, start)
+        layer_views = views(self._config.spans, state, start)
         projected = self._project(rows, self._rotary, start)
         for view, (keys, values) in zip(layer_views, projected, strict=True):
             view.update_and_fetch(keys, values)
@@ -223,9 +224,9 @@ class DFlashDraft(nn.Module):
             hidden states for the target's head [1, L, hidden_size]; the new state.
         """
         config = self._config
-        layer_views = views(config.windows, state, start)
+        layer_views = views(config.spans, state, start)
         ahead = [not causal for causal in config.causal]
-        layer_masks = masks(config.windows, state, start, block.shape[1], ahead)
+        layer_masks = masks(config.spans, state, start, block.shape[1], ahead)
         x = block.astype(self.dtype) * config.input_embedding_scale
         for layer, view, mask in zip(self.layers, layer_views, layer_masks, strict=True):
             x = layer(x, self._rotary, view, mask)

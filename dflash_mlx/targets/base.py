@@ -16,13 +16,15 @@ from typing import Any, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import PairError
+from ..errors import PairError, UnsupportedError, UsageError
 from ..kernels.choice import OFF, Kernels
 from ..kernels.few_rows import few_rows
 from ..kernels.head import Head
 from ..kernels.head_topk import TopK
 from ..kernels.linear import stored
 from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks, views
+from ..kv_quantised import KVBits
+from ..span import Span
 from .attending import Softmax, attended
 from .experts import experts
 
@@ -48,6 +50,8 @@ class Target:
     softmax: Softmax | None = Softmax()
     # Whether `forward` takes several texts at once, all at the same position.
     batches = True
+    # How keys and values are kept; None in the type they are computed in.
+    kv: KVBits | None = None
 
     def __init__(self, model: Any, taps: Sequence[int] = (), kernels: Kernels = OFF) -> None:
         self.model = model
@@ -75,6 +79,11 @@ class Target:
         return self.model
 
     @property
+    def unquantised(self) -> str | None:
+        """Why keys and values cannot be quantised; None where they can."""
+        return None
+
+    @property
     def backbone(self) -> Any:
         """The module with `embed_tokens`, `layers` and `norm`."""
         return self.language_model.model
@@ -85,7 +94,9 @@ class Target:
 
     def window_of(self, index: int) -> int | None:
         """The sliding window of layer `index`, if it attends at all."""
-        return self.windows[index]
+        window = self.windows[index]
+        assert not isinstance(window, Span)  # those are drafts'
+        return window
 
     def embed(self, ids: mx.array) -> mx.array:
         """Token ids [B, L] to what the first layer gets [B, L, hidden_size]."""
@@ -131,14 +142,16 @@ class Target:
 
     def open(self, ids: mx.array, start: Scalar, state: State) -> Pass:
         """What the layers of a pass over `ids` from position `start` on are called with."""
-        return Pass(
-            views(self.windows, state, start), masks(self.windows, state, start, ids.shape[1])
-        )
+        return Pass(self.views(state, start), masks(self.windows, state, start, ids.shape[1]))
+
+    def views(self, state: State, start: Scalar) -> list[LayerView]:
+        """What layers that attend are given as their cache."""
+        return views(self.windows, state, start, self.kv.view if self.kv else LayerView)
 
     def run(self, index: int, hidden: mx.array, now: Pass) -> mx.array:
         """One layer: the residual stream [1, L, hidden_size] before it to that behind it."""
         layer, view, mask = self.layers[index], now.views[index], now.masks[index]
-        if self.softmax and isinstance(view, LayerView):
+        if self.softmax and self.kv is None and isinstance(view, LayerView):
             heads, window = self.language_model.args.num_attention_heads, self.window_of(index)
             layer, view, mask = attended(
                 layer, view, mask, hidden.shape[1], heads, window, self.softmax, self.kernels
@@ -178,7 +191,34 @@ class Target:
 
     def with_kernels(self, kernels: Kernels) -> Self:
         """The same model, run by these kernels; caches fit both."""
-        return type(self)(self.model, self.taps, kernels)
+        same = type(self)(self.model, self.taps, kernels)
+        same.kv = self.kv
+        return same
+
+    def with_kv(self, kv: KVBits) -> Self:
+        """The same model, which keeps keys and values in fewer bits; caches fit this one only.
+
+        Raises:
+            UnsupportedError: attention of this family does not take them.
+            UsageError: the group does not fit its heads.
+        """
+        if self.unquantised:
+            raise UnsupportedError(
+                f"{self.model.model_type}: keys and values cannot be quantised, as "
+                f"{self.unquantised}; leave out --kv-bits"
+            )
+        same = type(self)(self.model, self.taps, self.kernels)
+        same.kv = kv
+        try:
+            # Nothing is computed: shapes are checked when a pass is built.
+            state = same.new_cache().begin(0, 1, fixed=False)
+            same.forward(mx.zeros((1, 1), mx.int32), 0, state)
+        except ValueError as error:
+            raise UsageError(
+                f"--kv-bits {kv.bits} in groups of {kv.group} does not fit the heads of "
+                f"{self.model.model_type}; try another --kv-group-size ({error})"
+            ) from error
+        return same
 
     def head_rows(self, ids: mx.array) -> mx.array:
         """The rows of the head's matrix for some tokens [n, hidden_size], dense."""

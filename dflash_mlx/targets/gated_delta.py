@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ..kernels.choice import Run
 from ..kernels.recurrence import recurrence
-from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks, views
+from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks
 from ..recurrent import RECORDED, HybridCache, Past, RecurrentView
 from .base import Pass, Target
 from .delta_round import Projected, run_round
@@ -95,7 +95,7 @@ class GatedDeltaTarget(Target):
         """Replay what was kept of the last pass, then share out views and masks."""
         rounds = self._rounds(state, ids.shape[1])
         past = list(state["past"]) if rounds else self._settle(state)
-        attention = iter(views(self.windows, state, start))
+        attention = iter(self.views(state, start))
         recurrent = iter([RecurrentView(p) for p in past])
         layer_views = [next(recurrent if layer.is_linear else attention) for layer in self.layers]
         # All attention layers are alike; the recurrence is causal by itself.
