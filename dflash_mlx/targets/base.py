@@ -10,7 +10,7 @@ a shallow copy with the same weights and another part in one place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import mlx.core as mx
@@ -27,6 +27,7 @@ from ..kv_quantised import KVBits
 from ..span import Span
 from .attending import Softmax, attended
 from .experts import experts
+from .rotation import Rotation
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Pass:
 
     views: list[Any]
     masks: list[Any]
+    rotation: Rotation = field(init=False)
 
 
 class Target:
@@ -156,7 +158,7 @@ class Target:
             layer, view, mask = attended(
                 layer, view, mask, hidden.shape[1], heads, window, self.softmax, self.kernels
             )
-        behind: mx.array = layer(hidden, mask=mask, cache=view)
+        behind: mx.array = now.rotation.shared(layer)(hidden, mask=mask, cache=view)
         return behind
 
     def close(self, state: State, now: Pass) -> State:
@@ -180,6 +182,7 @@ class Target:
             the residual stream behind each tapped layer, or None without taps; the new state.
         """
         now = self.open(ids, start, state)
+        now.rotation = Rotation(start)
         hidden = self.embed(ids)
         tapped = []
         for index in range(len(self.layers)):
