@@ -82,10 +82,12 @@ def rounds(
     if limit == 0:
         yield Round((), 0, 0, "length")
         return
+    chunk = options.prefill_chunk
     if pair.memory is not None:
         pair.memory.check(len(prompt), limit)
+        chunk = pair.memory.chunk(chunk, len(prompt))
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    logits, cached = session.prefill(prompt, chunk=options.prefill_chunk, progress=progress)
+    logits, cached = session.prefill(prompt, chunk=chunk, progress=progress)
     if stats is not None:
         stats.prompt_tokens, stats.cached_tokens = len(prompt), cached
     anchor = first_token(logits, prompt, options.sampling, seed)

@@ -14,6 +14,7 @@ from .footprint import CHUNK, DraftShape, Estimate, Kept, TargetShape
 from .span import Span
 
 GIB = 2**30
+SCORES, NARROWEST = GIB, 16  # scores of a pass take so much, but it has so many rows at least
 SHORTER = 2048  # a draft window that is worth naming
 
 
@@ -57,6 +58,12 @@ class Memory:
             context or 0,
             self._scores(prompt),
         )
+
+    def chunk(self, wanted: int, prompt: int) -> int:
+        """Tokens of a prefill pass: `wanted`, or fewer where attention would hold too much."""
+        if self.fused:
+            return wanted
+        return min(wanted, max(NARROWEST, SCORES // self._row(prompt)))
 
     def check(self, prompt: int, answer: int) -> None:
         """Refuse what does not fit.
@@ -109,9 +116,12 @@ class Memory:
         return low
 
     def _scores(self, prompt: int) -> int:
-        """Of the last chunk of the prompt, where attention holds them: twice, and in float32."""
-        rows = 0 if self.fused else min(prompt, CHUNK)
-        return 2 * 4 * self.heads * rows * prompt
+        """Of the last chunk of the prompt, where attention holds them."""
+        return 0 if self.fused else min(prompt, self.chunk(CHUNK, prompt)) * self._row(prompt)
+
+    def _row(self, prompt: int) -> int:
+        """Scores of one query, twice and in float32."""
+        return 2 * 4 * self.heads * prompt
 
 
 def _size(count: int) -> str:

@@ -34,6 +34,7 @@ KEYS = [
     "tokens_per_round",
     "acceptance_histogram",
     "widths",
+    "lookup",
     "ttft_s",
     "prefill_tok_s",
     "decode_tok_s",

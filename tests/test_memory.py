@@ -71,7 +71,8 @@ def test_every_way_that_is_named_fits_and_no_other() -> None:
         return refusal(memory, prompt).partition("what fits: ")[2].split(", or ")[:-1]
 
     assert ways(LARGE, 92_000)[0] == "--draft-window 2048"
-    assert ways(LARGE, 110_000)[:2] == ["--kv-bits 4 --draft-window 2048", "--kv-bits 4"]
+    both = "--kv-bits 8 --draft-window 2048", "--kv-bits 4 --draft-window 2048"
+    assert ways(LARGE, 110_000) == [*both, "--kv-bits 8", "--kv-bits 4"]
     assert ways(replace(LARGE, quantises=False), 110_000) == []
     eight = replace(LARGE, kv=Kept(8, 64))
     assert not any("--kv-bits 8" in way for way in ways(eight, 160_000))
@@ -81,10 +82,15 @@ def test_every_way_that_is_named_fits_and_no_other() -> None:
 
 
 def test_attention_that_holds_its_scores_counts() -> None:
-    """Two arrays in float32, of the last chunk of the prompt."""
-    held_ = replace(LARGE, fused=False).need(41_000, 40_000)
-    assert held_.peak == 2 * 4 * 32 * 512 * 40_000
+    """Two arrays in float32, of a chunk of the prompt that is narrower the longer the prompt."""
+    other = replace(LARGE, fused=False)
+    assert other.need(5000, 4000).peak == 2 * 4 * 32 * 512 * 4000
+    assert other.chunk(512, 4000) == 512
+    assert other.chunk(512, 40_000) == 104
+    assert other.need(41_000, 40_000).peak == 2 * 4 * 32 * 104 * 40_000 <= GIB
+    assert other.chunk(512, 10**6) == 16
     assert LARGE.need(41_000, 40_000).peak == 0
+    assert LARGE.chunk(512, 10**6) == 512
 
 
 @pytest.mark.parametrize("kv", [None, KVBits(8, 32), KVBits(4, 32)], ids=str)

@@ -1,6 +1,6 @@
 """Tokens per round of the embedded pair on long prompts, by what its draft sees of them.
 
-    python -m tests.measure.draft_window [--context 1500] [--tokens 96] [--windows 64,256,1024]
+    python -m tests.measure.draft_window [--context N] [--tokens N] [--windows N,N] [--sinks N,N]
 
 Prompts are the beginnings of this project's documents, to be gone on with, greedily: the text is
 the same for every window, so that only the draft differs. The last line is one JSON document.
@@ -16,7 +16,7 @@ from dflash_mlx.options import Options
 from dflash_mlx.session import Session
 
 DOCS = Path(__file__).parents[2] / "docs"
-NAMES = ("method", "models", "train", "kernels", "benchmarks", "convert")
+NAMES = ("models", "train", "kernels", "benchmarks")
 
 
 def prompts(pair: Pair, context: int) -> list[list[int]]:
@@ -41,9 +41,9 @@ def measure(pair: Pair, asked: list[list[int]], tokens: int) -> tuple[float, int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--context", type=int, default=1500)
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--windows", default="64,256,1024")
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--windows", default="64,256")
     parser.add_argument("--sinks", default="0,4")
     args = parser.parse_args()
     windows = [int(w) for w in args.windows.split(",")]
