@@ -8,6 +8,7 @@
       CheckpointError     files that are damaged, incomplete or not what they claim to be
       UnsupportedError    a model, draft or feature that exists but that we do not run
       PairError           a target and a draft that do not belong together
+      Busy                too much to do already; the same request may succeed later
 
 Every message says what was given, what was expected and what to do. The command line prints
 it as one line and exits 1; anything that is not a `DFlashError` is a bug and keeps its traceback.
@@ -40,3 +41,15 @@ class UnsupportedError(DFlashError):
 
 class PairError(DFlashError):
     """A target and a draft that do not belong together."""
+
+
+class Busy(DFlashError):
+    """Too much to do already; the same request may succeed later.
+
+    Attributes:
+        retry_after: seconds after which to try again.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

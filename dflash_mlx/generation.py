@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from .adaptive import AdaptiveDecoder
 from .copying import LookupDecoder
-from .decode import Decoder, DraftDecoder, PlainDecoder, first_token
+from .decode import Decoder, DraftDecoder, PlainDecoder, Result, first_token
 from .errors import UsageError
 from .loading import Pair
 from .options import AUTO, Options
-from .session import Progress, Session
+from .session import Chunk, Progress, Session
 from .stats import Round, Stats
 from .text import TextStream
 from .tune.choose import policy_of
@@ -53,6 +53,126 @@ class Response:
     stats: Stats
 
 
+class Course:
+    """One generation between its rounds, for who runs them: `prefill`, `first`, then `next`.
+
+    Args:
+        pair, prompt, options, stats: as of `rounds`.
+        session: as of `rounds`; a new one if None.
+
+    Attributes:
+        anchor: the last token, not in the caches yet.
+        room: how many more tokens may come.
+        ending: "stop" or "length" once it is over.
+        seed: of its random keys.
+
+    Raises:
+        UsageError: as `rounds`.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        prompt: Sequence[int],
+        options: Options,
+        session: Session | None = None,
+        stats: Stats | None = None,
+    ) -> None:
+        self.pair, self.prompt, self.options = pair, prompt, options
+        self.room = limit_of(pair, prompt, options)
+        self._chunk = options.prefill_chunk
+        if pair.memory is not None and self.room:
+            pair.memory.check(len(prompt), self.room)
+            self._chunk = pair.memory.chunk(self._chunk, len(prompt))
+        self.session = session or Session(pair.target, pair.draft)
+        self.seed = secrets.randbits(32) if options.seed is None else options.seed
+        self.ending: str | None = None if self.room else "length"
+        self.anchor = -1
+        self._stats = stats or Stats()
+        self._decoder: Decoder | None = None
+
+    def prefill(self) -> Iterator[Chunk]:
+        """Bring the caches to the end of the prompt, a pass at a time."""
+        if self.room == 0:
+            return
+        logits = None
+        for part in self.session.prefilling(self.prompt, chunk=self._chunk):
+            self._stats.prompt_tokens = len(self.prompt)
+            self._stats.cached_tokens = part.cached
+            logits = part.logits
+            yield part
+        assert logits is not None
+        self.anchor = first_token(logits, self.prompt, self.options.sampling, self.seed)
+
+    def first(self) -> Round:
+        """The token that comes out of the prefill."""
+        if self.room == 0:
+            return Round((), 0, 0, self.ending)
+        return self._round(Result((self.anchor,), 0, 0))
+
+    def next(self) -> Round:
+        """The next round, by a decoder of its own."""
+        if self._decoder is None:
+            self._decoder = _decoder(self.pair, self.session, self.options, self.seed)
+        return self._take(self._decoder.next(self.anchor, self.room), self._decoder.commit)
+
+    def join(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
+        """Take a round that somebody else ran, at this session as `next` would have left it."""
+        self._decoder = None  # it may have issued something ahead
+        return self._take(result, commit)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether rounds are to be drafted."""
+        return self.pair.draft is not None and self.options.speculate
+
+    def _take(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
+        """Cut what a round brought where the text ends, and have the rest committed."""
+        tokens = _cut(result.tokens, self.room, self.pair.eos_ids)
+        commit(self.anchor, tokens)
+        return self._round(result._replace(tokens=tokens))
+
+    def _round(self, result: Result) -> Round:
+        tokens, drafted, accepted, copied = result
+        self.anchor, self.room = tokens[-1], self.room - len(tokens)
+        self.ending = _ending(tokens, self.room, self.pair.eos_ids)
+        return Round(tokens, drafted, min(accepted, len(tokens)), self.ending, copied)
+
+
+class Telling:
+    """Makes responses of the rounds of one generation.
+
+    Attributes:
+        stats: counts and times so far; the clock starts when this is made.
+    """
+
+    def __init__(self, pair: Pair, options: Options) -> None:
+        self.stats = Stats()
+        self._text = TextStream(pair.tokenizer, pair.eos_ids, options.stop)
+        self._began = time.perf_counter()
+        self._first: float | None = None
+
+    def add(self, round_: Round) -> Response:
+        """The response of the next round; with a `finish_reason` where a stop text ended it."""
+        now = time.perf_counter()
+        self._first = self._first or now
+        self.stats.ttft_s, self.stats.decode_s = self._first - self._began, now - self._first
+        tokens, piece, stopped = self._text.add(round_.tokens)
+        reason = "stop" if stopped else round_.finish_reason
+        if len(tokens) < len(round_.tokens):
+            accepted = min(round_.accepted, len(tokens))
+            round_ = replace(round_, tokens=tokens, accepted=accepted, finish_reason=reason)
+        self.stats.add(round_, first=self.stats.generated_tokens == 0)
+        if reason:
+            piece += self._text.finish()
+            reason = "stop" if self._text.stopped else reason
+        return _response(piece, round_, reason, self.stats)
+
+    def cut(self) -> Response:
+        """The last response of an answer that nobody goes on with: the text held back."""
+        return _response(self._text.finish(), Round((), 0, 0), "length", self.stats)
+
+
 def rounds(
     pair: Pair,
     prompt: Sequence[int],
@@ -76,34 +196,13 @@ def rounds(
         UsageError: the prompt is empty or longer than the context, prompt and answer do not fit
             into memory, or an option does not fit.
     """
-    options = options or Options()
-    session = session or Session(pair.target, pair.draft)
-    limit = _limit(pair, prompt, options)
-    if limit == 0:
-        yield Round((), 0, 0, "length")
-        return
-    chunk = options.prefill_chunk
-    if pair.memory is not None:
-        pair.memory.check(len(prompt), limit)
-        chunk = pair.memory.chunk(chunk, len(prompt))
-    seed = secrets.randbits(32) if options.seed is None else options.seed
-    logits, cached = session.prefill(prompt, chunk=chunk, progress=progress)
-    if stats is not None:
-        stats.prompt_tokens, stats.cached_tokens = len(prompt), cached
-    anchor = first_token(logits, prompt, options.sampling, seed)
-    room = limit - 1
-    ending = _ending((anchor,), room, pair.eos_ids)
-    yield Round((anchor,), 0, 0, ending)
-
-    decoder = _decoder(pair, session, options, seed)
-    while ending is None:
-        result = decoder.next(anchor, room)
-        tokens = _cut(result.tokens, room, pair.eos_ids)
-        decoder.commit(anchor, tokens)
-        anchor, room = tokens[-1], room - len(tokens)
-        ending = _ending(tokens, room, pair.eos_ids)
-        accepted = min(result.accepted, len(tokens))
-        yield Round(tokens, result.drafted, accepted, ending, result.copied)
+    course = Course(pair, prompt, options or Options(), session, stats)
+    for part in course.prefill():
+        if progress:
+            progress(part.done, part.total)
+    yield course.first()
+    while course.ending is None:
+        yield course.next()
 
 
 def stream_generate(
@@ -126,26 +225,12 @@ def stream_generate(
         UsageError: as `rounds`.
     """
     options = options or Options()
-    stats = Stats()
-    text = TextStream(pair.tokenizer, pair.eos_ids, options.stop)
-    began = time.perf_counter()
-    first: float | None = None
-    source = rounds(pair, pair.encode(prompt), options, session, stats, progress)
+    told = Telling(pair, options)
+    source = rounds(pair, pair.encode(prompt), options, session, told.stats, progress)
     for round_ in source:
-        now = time.perf_counter()
-        first = first or now
-        stats.ttft_s, stats.decode_s = first - began, now - first
-        tokens, piece, stopped = text.add(round_.tokens)
-        reason = "stop" if stopped else round_.finish_reason
-        if len(tokens) < len(round_.tokens):
-            accepted = min(round_.accepted, len(tokens))
-            round_ = replace(round_, tokens=tokens, accepted=accepted, finish_reason=reason)
-        stats.add(round_, first=stats.generated_tokens == 0)
-        if reason:
-            piece += text.finish()
-            reason = "stop" if text.stopped else reason
-        yield _response(piece, round_, reason, stats)
-        if reason:
+        response = told.add(round_)
+        yield response
+        if response.finish_reason:
             return
 
 
@@ -171,8 +256,12 @@ def _decoder(pair: Pair, session: Session, options: Options, seed: int) -> Decod
     return LookupDecoder(pair, session, options, seed, alone) if lookup else alone
 
 
-def _limit(pair: Pair, prompt: Sequence[int], options: Options) -> int:
-    """How many tokens may be generated."""
+def limit_of(pair: Pair, prompt: Sequence[int], options: Options) -> int:
+    """How many tokens may be generated.
+
+    Raises:
+        UsageError: as `rounds`.
+    """
     if not prompt:
         raise UsageError("the prompt is empty; give at least one token")
     if len(prompt) >= pair.max_context:

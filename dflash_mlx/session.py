@@ -6,7 +6,8 @@ count, and `prefill` starts from the longest prefix of the prompt that they do a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -16,6 +17,21 @@ from .targets.base import Target
 
 Progress = Callable[[int, int], None]
 GATHERED = 16  # so many features of tokens that no block brought are added at once
+
+
+class Chunk(NamedTuple):
+    """One pass of a prefill.
+
+    Attributes:
+        done, total: ids computed so far, and ids to compute.
+        cached: ids that were in the caches already.
+        logits: behind the last id of the prompt [1, vocab]; None before the last chunk.
+    """
+
+    done: int
+    total: int
+    cached: int
+    logits: mx.array | None
 
 
 class Session:
@@ -48,8 +64,16 @@ class Session:
         Returns:
             logits behind the last id [1, vocab]; how many ids were in the caches already.
         """
+        for part in self.prefilling(prompt, chunk=chunk):
+            if progress:
+                progress(part.done, part.total)
+        assert part.logits is not None
+        return part.logits, part.cached
+
+    def prefilling(self, prompt: Sequence[int], *, chunk: int) -> Iterator[Chunk]:
+        """As `prefill`, a pass at a time; the session is consistent between passes."""
         kept = self.rewind(prompt)
-        hidden = None
+        total = len(prompt) - kept
         for first in range(kept, len(prompt), chunk):
             ids = list(prompt[first : first + chunk])
             state = self.cache.begin(first, len(ids), fixed=False)
@@ -61,17 +85,22 @@ class Session:
             self.ids += ids
             self.cache.commit(len(ids))
             mx.clear_cache()
-            if progress:
-                progress(first + len(ids) - kept, len(prompt) - kept)
-        assert hidden is not None
-        return self.target.logits(hidden[:, -1:])[:, 0], kept
+            done = first + len(ids) - kept
+            logits = self.target.logits(hidden[:, -1:])[:, 0] if done == total else None
+            del hidden, features, state  # the consumer may take its time
+            yield Chunk(done, total, kept, logits)
 
-    def restore(self, chunk: int) -> None:
-        """Compute the caches afresh: a pass that failed may have left them half written."""
-        ids, self.ids, self.features = self.ids, [], None
+    def forget(self) -> None:
+        """Forget everything, the arrays too."""
+        self.ids, self.features = [], None
         self.cache.clear()
         if self.context is not None:
             self.context.clear()
+
+    def restore(self, chunk: int) -> None:
+        """Compute the caches afresh: a pass that failed may have left them half written."""
+        ids = self.ids
+        self.forget()
         self.prefill(ids, chunk=chunk)
 
     def rewind(self, prompt: Sequence[int]) -> int:

@@ -39,7 +39,7 @@ class PlainStep:
         Also returns the anchor's features, None without taps, and the new state.
         """
         hidden, features, state = self.target.forward(anchor[None], start, state)
-        rows = _histories(history, anchor)
+        rows = histories(history, anchor)
         if self.sampling.greedy:
             token = most_probable(self.target, hidden, rows, self.sampling)
         else:
@@ -103,7 +103,8 @@ class DraftStep:
         """Add the features of what the last round kept to the draft's context."""
         if features is None:
             return context
-        return self.draft.extend(features, features_start, context)
+        extended: State = self.draft.extend(features, features_start, context)
+        return extended
 
     def propose(
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
@@ -114,7 +115,7 @@ class DraftStep:
         hidden, context = self.draft.forward(block, start, context)
         hidden = hidden[:, 1:]
         # The draft does not know its own block while it draws it, only what stands before.
-        logits = self._logits(hidden.astype(self.target.dtype), _histories(history, anchor))
+        logits = self._logits(hidden.astype(self.target.dtype), histories(history, anchor))
         return self.draft.propose(hidden[0], logits, anchor, self.sampling, key), context
 
     def verify(
@@ -161,7 +162,7 @@ def judge(
     Also returns the features of the rows, None without taps, and the new state.
     """
     hidden, features, state = target.forward(block[None], start, state)
-    rows = _histories(history, block)
+    rows = histories(history, block)
     if sampling.greedy:
         return most_probable(target, hidden, rows, sampling), features, state
     logits = process(target.logits(hidden)[0], rows, sampling)
@@ -186,7 +187,7 @@ def choose(logits: mx.array, sampling: Sampling, key: mx.array) -> mx.array:
     return mx.random.categorical(log_distribution(logits, sampling), key=key).astype(mx.int32)
 
 
-def _histories(history: mx.array, block: mx.array) -> mx.array | None:
+def histories(history: mx.array, block: mx.array) -> mx.array | None:
     """Per row of `block`, the last tokens up to and including it: int32 [L, len(history)]."""
     size = history.shape[0]
     if size == 0:

@@ -22,15 +22,15 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A module imports only from its own layer or from one above it in this list.
 LAYERS = (
     "errors fields span rope implemented trial config",
-    "sampling accept stats width lookup costs kv kv_quantised recurrent paths blas checkpoint",
-    "options footprint machine memory",
+    "sampling accept stats width lookup costs kv kv_quantised recurrent batched paths blas",
+    "checkpoint options footprint machine memory",
     "shards",
     "kernels",
     "drafts targets pairs hub gguf catalog downloads wheels pairfile",
     "embedded draftcheck fitting",
     "loading listing",
     "session step ahead text decode copying adaptive tune generation",
-    "prefix conversation selfcheck ties verification exactness",
+    "prefix conversation selfcheck ties verification exactness engine",
     "convert bench train serve doctor",
     "cli",
 )

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..batched import BatchedView, Starts, States, collect, masks, views
 from ..config import DraftConfig
 from ..kernels.attend import attend
 from ..kernels.choice import OFF, Kernels
 from ..kernels.few_rows import few_rows
-from ..kv import KVCache, LayerView, Scalar, State, collect, masks, views
+from ..kv import KVCache, Scalar
 from ..sampling import Sampling, log_distribution
 from ..span import Span
 from .joined import Joined
@@ -47,9 +48,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
-    def __call__(
-        self, rows: mx.array, rotary: Rotary, view: LayerView, mask: mx.array | None
-    ) -> mx.array:
+    def __call__(self, rows: mx.array, rotary: Rotary, view: Any, mask: Any) -> mx.array:
         queries = rotary(self.q_norm(self._heads(self.q_proj(rows))), view.offset)
         keys = rotary(self.k_norm(self._heads(self.k_proj(rows))), view.offset)
         out = self._attend(queries, keys, self._heads(self.v_proj(rows)), view, mask)
@@ -60,9 +59,11 @@ class Attention(nn.Module):
         queries: mx.array,
         keys: mx.array,
         values: mx.array,
-        view: LayerView,
-        mask: mx.array | None,
+        view: Any,
+        mask: Any,
     ) -> mx.array:
+        if isinstance(view, BatchedView):
+            return view.attend(queries, keys, values, mask, scale=self.scale)
         run = None
         if view.rows is not None and not isinstance(self.window, Span):
             _, heads, rows, _ = queries.shape
@@ -105,9 +106,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(
-        self, x: mx.array, rotary: Rotary, view: LayerView, mask: mx.array | None
-    ) -> mx.array:
+    def __call__(self, x: mx.array, rotary: Rotary, view: Any, mask: Any) -> mx.array:
         """The residual stream of a block [1, L, hidden_size] before the layer to that behind."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, view, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -138,10 +137,10 @@ class ContextProjection:
     def __call__(
         self, rows: mx.array, rotary: Rotary, start: Scalar
     ) -> list[tuple[mx.array, mx.array]]:
-        """[1, L, hidden_size] to (keys, values) per layer, each [1, kv_heads, L, head_dim]."""
+        """[B, L, hidden_size] to (keys, values) per layer, each [B, kv_heads, L, head_dim]."""
         kinds, layers, heads, dim = self.shape
-        both = self.joined(rows).reshape(rows.shape[1], kinds, layers * heads, dim)
-        both = both.transpose(1, 2, 0, 3)[:, None]
+        both = self.joined(rows).reshape(*rows.shape[:2], kinds, layers * heads, dim)
+        both = both.transpose(2, 0, 3, 1, 4)  # [kinds, B, layers * kv_heads, L, head_dim]
         keys = rotary(mx.fast.rms_norm(both[0], None, self.eps) * self.k_norm, start)
         per_layer = [slice(i * heads, (i + 1) * heads) for i in range(layers)]
         return [(keys[:, part], both[1][:, part]) for part in per_layer]
@@ -193,40 +192,40 @@ class DFlashDraft(nn.Module):
         """An empty context for one generation."""
         return KVCache(self._config.spans)
 
-    def extend(self, features: mx.array, start: Scalar, state: State) -> State:
+    def extend(self, features: mx.array, start: Starts, state: States) -> Any:
         """Add committed tokens to the context.
 
         Args:
-            features: [1, L, taps * hidden_size], the target's, from position `start` on.
-            start: position of the first row.
-            state: the context cache's state.
+            features: [B, L, taps * hidden_size], the target's, from position `start` on.
+            start: position of the first row; of several texts a list.
+            state: the context cache's state; of several texts a list.
         """
         assert self._project is not None, "prepare() comes first"
         rows = self.hidden_norm(self.fc(features.astype(self.dtype)))
         layer_views = views(self._config.spans, state, start)
-        projected = self._project(rows, self._rotary, start)
+        projected = self._project(rows, self._rotary, layer_views[0].offset)
         for view, (keys, values) in zip(layer_views, projected, strict=True):
             view.update_and_fetch(keys, values)
         return collect(state, layer_views)
 
-    def forward(self, block: mx.array, start: Scalar, state: State) -> tuple[mx.array, State]:
+    def forward(self, block: mx.array, start: Starts, state: States) -> tuple[mx.array, Any]:
         """One pass over a block, its anchor at position `start`.
 
         The block's own keys and values land behind the context, where the next `extend` or
         block overwrites them: the context is never copied.
 
         Args:
-            block: the target's embeddings of anchor and masks [1, L, hidden_size].
-            start: position of the anchor, the number of context rows.
-            state: the context cache's state.
+            block: the target's embeddings of anchor and masks [B, L, hidden_size].
+            start: position of the anchor, the number of context rows; of several texts a list.
+            state: the context cache's state; of several texts a list.
 
         Returns:
-            hidden states for the target's head [1, L, hidden_size]; the new state.
+            hidden states for the target's head [B, L, hidden_size]; the new state, or a list.
         """
         config = self._config
         layer_views = views(config.spans, state, start)
         ahead = [not causal for causal in config.causal]
-        layer_masks = masks(config.spans, state, start, block.shape[1], ahead)
+        layer_masks = masks(config.spans, state, start, block.shape[1], ahead, apart=True)
         x = block.astype(self.dtype) * config.input_embedding_scale
         for layer, view, mask in zip(self.layers, layer_views, layer_masks, strict=True):
             x = layer(x, self._rotary, view, mask)

@@ -12,6 +12,7 @@ for every a what would follow it is chosen at once, and the path only follows th
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +20,6 @@ import mlx.nn as nn
 from ..config import DFlash2, DraftConfig
 from ..kernels.choice import OFF
 from ..kernels.selector import convolution, path
-from ..kv import LayerView
 from ..sampling import Sampling, log_distribution
 from .dflash import DFlashDraft, Layer
 from .rope import Rotary
@@ -47,12 +47,18 @@ class GroupedDynamicCausalConv(nn.Module):
     def __call__(
         self, rows: mx.array, sublayer: Callable[[mx.array], mx.array], residual: mx.array
     ) -> mx.array:
-        """The residual [1, L, hidden_size] plus rows through convolution, sublayer, convolution."""
+        """The residual [B, L, hidden_size] plus rows through convolution, sublayer, convolution."""
         run = convolution(self.kernels, rows, self.base_kernel, self._group_size)
-        dynamic = self.kernel_projection(rows[0])
-        inner = sublayer(run(rows, self.base_kernel, dynamic, 0))
-        out: mx.array = run(inner, self.base_kernel, dynamic, 1, residual)
-        return out
+        dynamic = self.kernel_projection(rows)
+
+        def convolved(x: mx.array, which: int, *add: mx.array) -> mx.array:
+            # The convolution takes one text.
+            texts = [[a[i : i + 1] for a in (x, *add)] for i in range(x.shape[0])]
+            return mx.concatenate(
+                [run(x, self.base_kernel, dynamic[i], which, *a) for i, (x, *a) in enumerate(texts)]
+            )
+
+        return convolved(sublayer(convolved(rows, 0)), 1, residual)
 
 
 class ConvolvedLayer(Layer):
@@ -63,9 +69,7 @@ class ConvolvedLayer(Layer):
         self.attention_conv = GroupedDynamicCausalConv(config.hidden_size, extra)
         self.mlp_conv = GroupedDynamicCausalConv(config.hidden_size, extra)
 
-    def __call__(
-        self, x: mx.array, rotary: Rotary, view: LayerView, mask: mx.array | None
-    ) -> mx.array:
+    def __call__(self, x: mx.array, rotary: Rotary, view: Any, mask: Any) -> mx.array:
         """As the plain layer."""
 
         def attend(rows: mx.array) -> mx.array:

@@ -14,9 +14,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..batched import BatchedMask, BatchedView
 from ..kernels.attend import attend
 from ..kernels.choice import Kernels
-from ..kv import LayerView, Scalar
+from ..kv import LayerView
 from .twin import twin
 
 
@@ -35,12 +36,27 @@ class Rotated:
         self._rope = rope
         self.queries: mx.array | None = None
 
-    def __call__(self, x: mx.array, offset: Scalar) -> mx.array:
+    def __call__(self, x: mx.array, offset: Any) -> mx.array:
         """As the rotary embedding."""
         rotated: mx.array = self._rope(x, offset=offset)
         if self.queries is None:
             self.queries = rotated
         return rotated
+
+
+class ApartView:
+    """Several texts' caches that return, as keys and as values, what attention to them gives."""
+
+    def __init__(self, view: BatchedView, rotated: Rotated, run: Any) -> None:
+        self._rotated = rotated
+        self._run = run
+        self.offset = view.offset
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Finished rows [B, heads, L, head_dim], twice."""
+        assert self._rotated.queries is not None
+        done = self._run(self._rotated.queries, keys, values)
+        return done, done
 
 
 class AttendedView:
@@ -89,12 +105,36 @@ def attended(
     if not kernels.active or view.rows is None:
         return layer, view, mask
     attention = layer.self_attn
-    sinks = attention[softmax.sinks] if softmax.sinks else None
+    sinks = _sinks(attention, softmax)
     run = attend(kernels, view.rows[0], rows, heads, window=window, sinks=sinks is not None)
     if run is None:
         return layer, view, mask
-    rotated = Rotated(attention.rope)
-    parts = {"rope": rotated} | ({softmax.sinks: None} if softmax.sinks else {})
+    copied, rotated = _shown(layer, softmax)
     run = partial(run, scale=getattr(attention, softmax.scale), sinks=sinks)
-    copied = twin(layer, self_attn=twin(attention, **parts))
     return copied, AttendedView(view, rotated, run), mx.eye(rows, dtype=mx.bool_)
+
+
+def apart(
+    layer: Any, view: BatchedView, mask: BatchedMask, rows: int, softmax: Softmax
+) -> tuple[Any, Any, Any]:
+    """Layer, cache and mask to call it with, so that each of several texts attends by itself."""
+    attention = layer.self_attn
+    copied, rotated = _shown(layer, softmax)
+    run = partial(
+        view.attend,
+        masks=mask,
+        scale=getattr(attention, softmax.scale),
+        sinks=_sinks(attention, softmax),
+    )
+    return copied, ApartView(view, rotated, run), mx.eye(rows, dtype=mx.bool_)
+
+
+def _sinks(attention: Any, softmax: Softmax) -> mx.array | None:
+    return attention[softmax.sinks] if softmax.sinks else None
+
+
+def _shown(layer: Any, softmax: Softmax) -> tuple[Any, Rotated]:
+    """A twin of a layer that shows its queries and only hands on the rows its cache returns."""
+    rotated = Rotated(layer.self_attn.rope)
+    parts = {"rope": rotated} | ({softmax.sinks: None} if softmax.sinks else {})
+    return twin(layer, self_attn=twin(layer.self_attn, **parts)), rotated

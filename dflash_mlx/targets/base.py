@@ -16,16 +16,17 @@ from typing import Any, Self
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..batched import BatchedView, Starts, States, collect, masks, views
 from ..errors import PairError, UnsupportedError, UsageError
 from ..kernels.choice import OFF, Kernels
 from ..kernels.few_rows import few_rows
 from ..kernels.head import Head
 from ..kernels.head_topk import TopK
 from ..kernels.linear import stored
-from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks, views
+from ..kv import KVCache, LayerView, Windows
 from ..kv_quantised import KVBits
 from ..span import Span
-from .attending import Softmax, attended
+from .attending import Softmax, apart, attended
 from .experts import experts
 from .rotation import Rotation
 
@@ -50,7 +51,8 @@ class Target:
 
     # How the kernel takes over a family's attention; None where it does not.
     softmax: Softmax | None = Softmax()
-    # Whether `forward` takes several texts at once, all at the same position.
+    # Whether `forward` takes several texts at once: all at the same position, as rows of one state,
+    # or each at its own, with a list of states.
     batches = True
     # How keys and values are kept; None in the type they are computed in.
     kv: KVBits | None = None
@@ -142,18 +144,21 @@ class Target:
         """An empty cache for one generation."""
         return KVCache(self.windows)
 
-    def open(self, ids: mx.array, start: Scalar, state: State) -> Pass:
+    def open(self, ids: mx.array, start: Starts, state: States) -> Pass:
         """What the layers of a pass over `ids` from position `start` on are called with."""
-        return Pass(self.views(state, start), masks(self.windows, state, start, ids.shape[1]))
+        seen = masks(self.windows, state, start, ids.shape[1], apart=self.softmax is not None)
+        return Pass(self.views(state, start), seen)
 
-    def views(self, state: State, start: Scalar) -> list[LayerView]:
+    def views(self, state: States, start: Starts) -> list[Any]:
         """What layers that attend are given as their cache."""
         return views(self.windows, state, start, self.kv.view if self.kv else LayerView)
 
     def run(self, index: int, hidden: mx.array, now: Pass) -> mx.array:
         """One layer: the residual stream [1, L, hidden_size] before it to that behind it."""
         layer, view, mask = self.layers[index], now.views[index], now.masks[index]
-        if self.softmax and self.kv is None and isinstance(view, LayerView):
+        if self.softmax and isinstance(view, BatchedView):
+            layer, view, mask = apart(layer, view, mask, hidden.shape[1], self.softmax)
+        elif self.softmax and self.kv is None and isinstance(view, LayerView):
             heads, window = self.language_model.args.num_attention_heads, self.window_of(index)
             layer, view, mask = attended(
                 layer, view, mask, hidden.shape[1], heads, window, self.softmax, self.kernels
@@ -161,28 +166,30 @@ class Target:
         behind: mx.array = now.rotation.shared(layer)(hidden, mask=mask, cache=view)
         return behind
 
-    def close(self, state: State, now: Pass) -> State:
-        """The state after the pass."""
+    def close(self, state: States, now: Pass) -> Any:
+        """The state after the pass; a list of them for several texts."""
         return collect(state, now.views)
 
     # What the decode loop uses.
 
     def forward(
-        self, ids: mx.array, start: Scalar, state: State
-    ) -> tuple[mx.array, mx.array | None, State]:
+        self, ids: mx.array, start: Starts, state: States
+    ) -> tuple[mx.array, mx.array | None, Any]:
         """One pass over `ids`, the first at position `start`: prefill or verification.
 
         Args:
-            ids: int32 [1, L].
-            start: position of the first id; an int, or an int32 scalar in a compiled pass.
-            state: what the cache's `begin` returned.
+            ids: int32 [B, L], with B = 1 but for several texts.
+            start: position of the first id; an int, or an int32 scalar in a compiled pass; of
+                several texts a list of ints.
+            state: what the cache's `begin` returned; of several texts a list.
 
         Returns:
-            hidden states for `logits` [1, L, hidden_size]; features [1, L, taps * hidden_size] of
-            the residual stream behind each tapped layer, or None without taps; the new state.
+            hidden states for `logits` [B, L, hidden_size]; features [B, L, taps * hidden_size] of
+            the residual stream behind each tapped layer, or None without taps; the new state, or
+            a list of them.
         """
         now = self.open(ids, start, state)
-        now.rotation = Rotation(start)
+        now.rotation = Rotation(mx.array(start, mx.int32) if isinstance(start, list) else start)
         hidden = self.embed(ids)
         tapped = []
         for index in range(len(self.layers)):
@@ -195,7 +202,7 @@ class Target:
     def with_kernels(self, kernels: Kernels) -> Self:
         """The same model, run by these kernels; caches fit both."""
         same = type(self)(self.model, self.taps, kernels)
-        same.kv = self.kv
+        same.kv, same.batches = self.kv, self.batches
         return same
 
     def with_kv(self, kv: KVBits) -> Self:
@@ -211,7 +218,8 @@ class Target:
                 f"{self.unquantised}; leave out --kv-bits"
             )
         same = type(self)(self.model, self.taps, self.kernels)
-        same.kv = kv
+        # Several texts in one pass attend by MLX's own attention, to keys and values in full.
+        same.kv, same.batches = kv, False
         try:
             # Nothing is computed: shapes are checked when a pass is built.
             state = same.new_cache().begin(0, 1, fixed=False)

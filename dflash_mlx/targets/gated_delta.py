@@ -13,9 +13,17 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..batched import (
+    BatchedRecurrentView,
+    BatchedView,
+    Starts,
+    States,
+    collect,
+    masks,
+)
 from ..kernels.choice import Run
 from ..kernels.recurrence import recurrence
-from ..kv import KVCache, LayerView, Scalar, State, Windows, collect, masks
+from ..kv import KVCache, LayerView, Scalar, State, Windows
 from ..recurrent import RECORDED, HybridCache, Past, RecurrentView
 from .base import Pass, Target
 from .delta_round import Projected, run_round
@@ -27,12 +35,12 @@ class HybridPass(Pass):
     """`views` holds a `LayerView` or a `RecurrentView` per layer; both lists go by layer.
 
     Attributes:
-        past: per recurrent layer, its state before the pass.
+        past: per recurrent layer, its state before the pass; of several texts a list.
         rows: per recurrent layer run so far, what its projections returned.
         rounds: what runs those layers, replay included; None where mlx-lm does.
     """
 
-    past: list[Past]
+    past: list[Any]
     rows: list[list[mx.array]]
     rounds: Rounds | None = None
 
@@ -91,15 +99,22 @@ class GatedDeltaTarget(Target):
         """An empty cache for one generation."""
         return HybridCache(self.windows, len(self.layers) - len(self.windows))
 
-    def open(self, ids: mx.array, start: Scalar, state: State) -> HybridPass:
+    def open(self, ids: mx.array, start: Starts, state: States) -> HybridPass:
         """Replay what was kept of the last pass, then share out views and masks."""
-        rounds = self._rounds(state, ids.shape[1])
-        past = list(state["past"]) if rounds else self._settle(state)
-        attention = iter(self.views(state, start))
-        recurrent = iter([RecurrentView(p) for p in past])
+        rounds, past = None, []
+        if isinstance(state, list):
+            past = [list(p) for p in zip(*(self._settle(s) for s in state), strict=True)]
+            states: list[Any] = [
+                BatchedRecurrentView([RecurrentView(p) for p in layer]) for layer in past
+            ]
+        else:
+            rounds = self._rounds(state, ids.shape[1])
+            past = list(state["past"]) if rounds else self._settle(state)
+            states = [RecurrentView(p) for p in past]
+        recurrent, attention = iter(states), iter(self.views(state, start))
         layer_views = [next(recurrent if layer.is_linear else attention) for layer in self.layers]
         # All attention layers are alike; the recurrence is causal by itself.
-        mask = masks(self.windows, state, start, ids.shape[1])[0]
+        mask = masks(self.windows, state, start, ids.shape[1], apart=True)[0]
         layer_masks = [None if layer.is_linear else mask for layer in self.layers]
         return HybridPass(layer_views, layer_masks, past, [], rounds)
 
@@ -118,10 +133,13 @@ class GatedDeltaTarget(Target):
         now.rows.append([ear.rows for ear in ears.values() if ear.rows is not None])
         return behind
 
-    def close(self, state: State, now: Pass) -> State:
-        """The state after the pass."""
+    def close(self, state: States, now: Pass) -> Any:
+        """The state after the pass; a list of them for several texts."""
         assert isinstance(now, HybridPass)
-        attention = [view for view in now.views if isinstance(view, LayerView)]
+        attention = [view for view in now.views if isinstance(view, LayerView | BatchedView)]
+        states = collect(state, attention)
+        if isinstance(state, list):
+            return [s | {"passes": _passes_of(now, i)} for i, s in enumerate(states)]
         after = [view.past for view in now.views if isinstance(view, RecurrentView)]
         passes = [
             {
@@ -131,7 +149,7 @@ class GatedDeltaTarget(Target):
             }
             for i, (b, a) in enumerate(zip(now.past, after, strict=True))
         ]
-        return collect(state, attention) | {"passes": passes}
+        return states | {"passes": passes}
 
     def projected(self, net: Any, rows: list[mx.array]) -> Projected:
         """What `projections` returned, as the recurrence takes it."""
@@ -194,3 +212,16 @@ class GatedDeltaTarget(Target):
         # Its output is dropped, so MLX computes the recurrence alone.
         twin(net, **known)(rows[0], mask=mask, cache=view)
         return view.past
+
+
+def _passes_of(now: HybridPass, text: int) -> list[dict[str, Any]]:
+    """What is kept of one text of several, per recurrent layer."""
+    layers = [view for view in now.views if isinstance(view, BatchedRecurrentView)]
+    return [
+        {
+            "before": now.past[i][text],
+            "after": layer.each[text].past,
+            "rows": [r[text : text + 1] for r in now.rows[i]] if now.rows else None,
+        }
+        for i, layer in enumerate(layers)
+    ]

@@ -15,7 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..kv import Scalar, State, Windows
+from ..batched import Starts, States
+from ..kv import Windows
 from .base import Pass, Target, soft_cap
 
 
@@ -65,7 +66,7 @@ class Gemma4Target(Target):
         cap = self.language_model.final_logit_softcapping
         return self.head(hidden) if cap is None else soft_cap(self.head(hidden), cap)
 
-    def open(self, ids: mx.array, start: Scalar, state: State) -> GemmaPass:
+    def open(self, ids: mx.array, start: Starts, state: States) -> GemmaPass:
         """Views, masks and what each layer gets of its own."""
         now = super().open(ids, start, state)
         return GemmaPass(now.views, now.masks, self._inputs(ids), {})

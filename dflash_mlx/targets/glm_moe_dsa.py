@@ -21,7 +21,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..kv import LayerView, Scalar, State, Windows, collect, masks, views
+from ..batched import Starts, States, collect, masks, views
+from ..kv import LayerView, Windows
 from .base import Pass
 from .mla import ABSORBED, MlaTarget
 from .twin import twin
@@ -155,7 +156,7 @@ class GlmMoeDsaTarget(MlaTarget):
         }
         return RowByRow(twin(attention, **parts, indexer=Sorted(attention.get("indexer"))))
 
-    def open(self, ids: mx.array, start: Scalar, state: State) -> SparsePass:
+    def open(self, ids: mx.array, start: Starts, state: States) -> SparsePass:
         """What the layers of a pass over `ids` from position `start` on are called with."""
         rows = ids.shape[1]
         streams = views(self.windows, state, start)
@@ -166,7 +167,7 @@ class GlmMoeDsaTarget(MlaTarget):
         ]
         return SparsePass(shared, [mask] * len(shared), streams)
 
-    def close(self, state: State, now: Pass) -> State:
+    def close(self, state: States, now: Pass) -> Any:
         """The state after the pass."""
         assert isinstance(now, SparsePass)
         return collect(state, now.streams)

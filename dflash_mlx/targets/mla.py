@@ -20,8 +20,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..batched import Starts, States, masks, views
 from ..kernels.choice import OFF, Kernels
-from ..kv import Scalar, State, masks, views
 from .base import Pass, Target
 from .twin import twin
 
@@ -101,7 +101,7 @@ class MlaTarget(Target):
         """What stands for an attention module in passes of up to `ABSORBED` rows."""
         return absorbed(attention)
 
-    def open(self, ids: mx.array, start: Scalar, state: State) -> Pass:
+    def open(self, ids: mx.array, start: Starts, state: States) -> Pass:
         """What the layers of a pass over `ids` from position `start` on are called with."""
         # All layers are alike.
         mask = masks(self.windows, state, start, ids.shape[1], shorthand=False)[0]
