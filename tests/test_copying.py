@@ -10,6 +10,7 @@ import pytest
 
 from dflash_mlx import accept
 from dflash_mlx.accept import accept_given, accept_sampled
+from dflash_mlx.engine import Engine, EngineOptions
 from dflash_mlx.errors import UsageError
 from dflash_mlx.exactness import fit, sample
 from dflash_mlx.generation import rounds
@@ -24,6 +25,7 @@ from .choosers import Script, priced, scripted
 from .families import FAMILIES, VOCAB, ScriptedDraft, draft_config, make_pair, random_draft
 from .test_accept import DRAWS, WIDTH, chi_square, distributions
 from .test_lossless import ids_of, in_turn, truth
+from .tiny import tokenizer
 
 COUNT = 48
 
@@ -303,3 +305,15 @@ def test_sampled_text_has_the_targets_distribution() -> None:
         copied += sum(r.copied for r in rounds(pair, prompt + prompt, options))
     assert copied > 5
     assert fit(places).exact
+
+
+def test_requests_of_an_engine_copy_too() -> None:
+    prompt, text = truth("llama", 24, 70)
+    pair = make_pair("llama", random_draft(draft_config()), tokenizer=tokenizer())
+    wanted = Options(max_tokens=70, lookup="on")
+    with Engine(pair, EngineOptions()) as engine:
+        tickets = [engine.submit(prompt, wanted) for _ in range(2)]
+        for ticket in tickets:
+            responses = list(ticket)
+            assert [token for response in responses for token in response.tokens] == text
+            assert responses[-1].stats.copied.rounds > 0

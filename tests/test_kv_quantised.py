@@ -9,20 +9,32 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import QuantizedKVCache, make_prompt_cache
 
+from dflash_mlx.engine import Engine, EngineOptions
+from dflash_mlx.engine.memory import size_of
 from dflash_mlx.errors import UnsupportedError, UsageError
 from dflash_mlx.generation import rounds
 from dflash_mlx.kv_quantised import KVBits
 from dflash_mlx.loading import Pair
 from dflash_mlx.options import AUTO, Options
 from dflash_mlx.session import Session
+from dflash_mlx.span import Span
 from dflash_mlx.stats import Stats
 from dflash_mlx.targets import target_for
 
 from .choosers import Script, scripted
-from .families import ScriptedDraft, draft_config, language_model, make_pair, prompt_of
+from .families import (
+    ScriptedDraft,
+    draft_config,
+    language_model,
+    make_pair,
+    prompt_of,
+    random_draft,
+)
 from .reduced import CONFIGS, MODULES, WINDOW, make
+from .test_catalog import held
 from .test_kv import address, kept_rows
 from .test_lossless import always, ids_of, in_turn
+from .tiny import tokenizer
 
 EIGHT, FOUR = KVBits(8, 32), KVBits(4, 32)
 COUNT = 28
@@ -208,3 +220,23 @@ def test_rows_are_quantised_each_by_itself() -> None:
     single = [KVBits(4).pack(rows[:, :, i : i + 1]) for i in range(5)]
     for part, ones in zip(whole, zip(*single, strict=True), strict=True):
         assert np.array_equal(np.array(part), np.array(mx.concatenate(list(ones), axis=2)))
+
+
+def test_an_engine_takes_turns_and_knows_the_size() -> None:
+    """Passes of several texts attend to keys and values in full; so these are not shared."""
+    pair = pair_of("llama", EIGHT, random_draft(draft_config().with_span(Span(64, 2))))
+    pair.tokenizer = tokenizer()
+    assert not pair.target.batches
+    assert not pair.target.with_kernels(pair.kernels).batches
+    asked = [prompt_of(n, seed=5) for n in (20, 33, 41)]
+    wanted = Options(max_tokens=12)
+    with Engine(pair, EngineOptions()) as engine:
+        tickets = [engine.submit(prompt, wanted) for prompt in asked]
+        for ticket, prompt in zip(tickets, asked, strict=True):
+            done = [token for response in ticket for token in response.tokens]
+            assert done == ids_of(list(rounds(pair, prompt, wanted)))
+    session = Session(pair.target, pair.draft)
+    list(rounds(pair, prompt_of(900), Options(max_tokens=4), session))
+    assert session.context is not None
+    assert size_of(pair).bytes(904) >= held(session.cache) + held(session.context)
+    assert size_of(pair).bytes(904) < 1.3 * (held(session.cache) + held(session.context))
