@@ -155,7 +155,8 @@ class Target:
 
     def run(self, index: int, hidden: mx.array, now: Pass) -> mx.array:
         """One layer: the residual stream [1, L, hidden_size] before it to that behind it."""
-        layer, view, mask = self.layers[index], now.views[index], now.masks[index]
+        layer = now.rotation.shared(self.layers[index])
+        view, mask = now.views[index], now.masks[index]
         if self.softmax and isinstance(view, BatchedView):
             layer, view, mask = apart(layer, view, mask, hidden.shape[1], self.softmax)
         elif self.softmax and self.kv is None and isinstance(view, LayerView):
@@ -163,7 +164,7 @@ class Target:
             layer, view, mask = attended(
                 layer, view, mask, hidden.shape[1], heads, window, self.softmax, self.kernels
             )
-        behind: mx.array = now.rotation.shared(layer)(hidden, mask=mask, cache=view)
+        behind: mx.array = layer(hidden, mask=mask, cache=view)
         return behind
 
     def close(self, state: States, now: Pass) -> Any:

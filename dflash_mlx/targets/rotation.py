@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..batched import Starts
 from ..kv import Scalar
 from .twin import twin
 
@@ -22,12 +23,12 @@ class Rotation:
     """Rotates rows of one pass.
 
     Args:
-        start: position of the pass's first row; where a batch of texts stands at positions of
-            their own, int32 [B].
+        start: position of the pass's first row; of several texts a list.
     """
 
-    def __init__(self, start: Scalar) -> None:
-        self._start = start
+    def __init__(self, start: Starts) -> None:
+        # Beside heads and rows.
+        self._start = mx.array(start)[:, None, None] if isinstance(start, list) else start
         self._waves: dict[tuple[Any, ...], tuple[mx.array, mx.array]] = {}
 
     def shared(self, layer: Any) -> Any:
@@ -50,10 +51,7 @@ class Rotation:
         half = rope.dims // 2
         step = mx.array(math.log(rope.base) / half, mx.float32)
         turns = mx.exp(mx.arange(0, -half, -1, dtype=mx.float32) * step)
-        start = self._start
-        if isinstance(start, mx.array) and start.ndim:
-            start = start[:, None, None]  # beside heads and rows
-        positions = (mx.arange(x.shape[2], dtype=mx.float32) + start) * rope.scale
+        positions = (mx.arange(x.shape[2], dtype=mx.float32) + self._start) * rope.scale
         angles = positions[..., None] * turns
         return mx.cos(angles).astype(x.dtype), mx.sin(angles).astype(x.dtype)
 
