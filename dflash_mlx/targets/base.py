@@ -190,7 +190,7 @@ class Target:
             a list of them.
         """
         now = self.open(ids, start, state)
-        now.rotation = Rotation(mx.array(start, mx.int32) if isinstance(start, list) else start)
+        now.rotation = Rotation(start)
         hidden = self.embed(ids)
         tapped = []
         for index in range(len(self.layers)):
