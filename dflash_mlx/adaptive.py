@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from .ahead import SCALE, Ahead, AheadStep, Block
 from .copying import GivenDecoder
-from .decode import Decoder, DraftDecoder, PlainDecoder, Result, read
+from .decode import Decoder, DraftDecoder, PlainDecoder, Result, read, result
 from .drafts.dflash import DFlashDraft
 from .loading import Pair
 from .lookup import Lookup
@@ -121,23 +121,23 @@ class AdaptiveDecoder(DraftDecoder):
     def _copy(self, anchor: int, given: Sequence[int]) -> Result:
         context, made = self.session.cache.length, len(self.pair.steps)
         began = time.perf_counter()
-        result = self._given.verify(anchor, given)
+        done = self._given.verify(anchor, given)
         seconds = time.perf_counter() - began
         if len(self.pair.steps) == made:
             self._chooser.time(len(given) + 1, context, seconds, given=True)
-        self._chooser.copied(result.accepted)
+        self._chooser.copied(done.accepted)
         # Of no use behind another anchor. A rest goes on, and its clock.
         self._block, self._began, self._last = None, self._began + seconds, self._given
-        return result
+        return done
 
     def _decode_plainly(self, anchor: int, room: int) -> Result:
         context = self.session.cache.length
-        result = self.plain.next(anchor, min(room, self._resting))
+        done = self.plain.next(anchor, min(room, self._resting))
         self._resting -= 1
         if self._resting == 0:
             # All of the rest at once: each token is computed while its predecessor is consumed.
             self._chooser.time(0, context, (time.perf_counter() - self._began) / self._rest)
-        return result
+        return done
 
     def _open(self, anchor: int) -> None:
         """Draft the first block, or the first one behind plain tokens."""
@@ -150,11 +150,11 @@ class AdaptiveDecoder(DraftDecoder):
         context, made = self.session.cache.length, len(self.pair.steps)
         self._use(width)
         began = time.perf_counter()
-        result = super().next(anchor, room)
+        done = super().next(anchor, room)
         if len(self.pair.steps) == made:  # else it has waited for a compilation
             self._chooser.time(width, context, time.perf_counter() - began)
-        self._chooser.learn(before, width - 1, result.accepted)
-        return result
+        self._chooser.learn(before, width - 1, done.accepted)
+        return done
 
     def _use(self, width: int) -> None:
         self._width = width
@@ -162,7 +162,7 @@ class AdaptiveDecoder(DraftDecoder):
 
     def _step_of(self, target: Target, draft: DFlashDraft | None) -> AheadStep:
         assert draft is not None
-        return AheadStep(target, draft, self.sampling, self._width)
+        return AheadStep(target, draft, self.sampling, self._width, self.logprobs)
 
     def _round(self, anchor: int, step: Any) -> Result:
         cache, context = self.session.cache, self._context
@@ -191,10 +191,7 @@ class AdaptiveDecoder(DraftDecoder):
         mx.eval(ahead.packed, [part for part in ahead.block if part is not None])
         packed, self._block = read(ahead.packed), ahead.block
         self._certainty = [unit / SCALE for unit in packed[1 - self._size :]]
-        if not width:
-            return Result((), 0, 0)
-        accepted, *tokens = packed[: 1 + width]
-        return Result(tuple(tokens[: accepted + 1]), width - 1, accepted)
+        return result(packed[: 1 - self._size], width) if width else Result((), 0, 0)
 
 
 class KeepingDecoder(PlainDecoder):

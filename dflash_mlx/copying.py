@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from .accept import accept_given, accept_greedy
-from .decode import Decoder, Result, RoundDecoder, read
+from .decode import Decoder, Result, RoundDecoder, read, result
 from .drafts.dflash import DFlashDraft
 from .kv import Scalar, State
 from .loading import Pair
@@ -21,7 +21,7 @@ from .lookup import Lookup
 from .options import Options
 from .sampling import Sampling
 from .session import Session
-from .step import judge
+from .step import histories, judge, reported
 from .targets.base import Target
 
 ALONE = 8  # tokens verified at once where there is no draft with a block of its own
@@ -36,11 +36,12 @@ class GivenStep:
     target: Target
     sampling: Sampling
     width: int
+    logprobs: int | None = None
 
     @property
     def key(self) -> tuple[Hashable, ...]:
         """What tells this step from others of the same pair."""
-        return ("given", self.width, self.sampling)
+        return ("given", self.width, self.sampling, self.logprobs)
 
     def __call__(
         self, block: mx.array, start: Scalar, state: State, history: mx.array, key: mx.array
@@ -55,13 +56,17 @@ class GivenStep:
             key: random key of this round.
 
         Returns:
-            int32 [1 + width] as `accept` describes; features [1, width, ...] of the verified
-            rows, None without taps; the target's new state.
+            int32 [1 + width] as `accept` describes, and log-probabilities behind it if wanted;
+            features [1, width, ...] of the verified rows, None without taps; the new state.
         """
-        judged, features, state = judge(self.target, self.sampling, block, start, state, history)
+        hidden, features, state = self.target.forward(block[None], start, state)
+        rows = histories(history, block)
+        judged = judge(self.target, hidden, rows, self.sampling, self.logprobs)
         if self.sampling.greedy:
-            return accept_greedy(block[1:], judged), features, state
-        return accept_given(block[1:], judged, mx.random.split(key)[1]), features, state
+            packed = accept_greedy(block[1:], judged.said)
+        else:
+            packed = accept_given(block[1:], judged.said, mx.random.split(key)[1])
+        return reported(packed, judged, self.logprobs), features, state
 
 
 class GivenDecoder(RoundDecoder):
@@ -88,7 +93,7 @@ class GivenDecoder(RoundDecoder):
             self.session.commit(kept, None)
 
     def _step_of(self, target: Target, draft: DFlashDraft | None) -> GivenStep:
-        return GivenStep(target, self.sampling, len(self._given) + 1)
+        return GivenStep(target, self.sampling, len(self._given) + 1, self.logprobs)
 
     def _round(self, anchor: int, step: Any) -> Result:
         cache = self.session.cache
@@ -102,8 +107,7 @@ class GivenDecoder(RoundDecoder):
             self.key(start),
         )
         cache.update(state)
-        accepted, *tokens = read(packed)
-        return Result(tuple(tokens[: accepted + 1]), len(self._given), accepted, copied=True)
+        return result(read(packed), step.width)._replace(copied=True)
 
 
 class LookupDecoder(Decoder):
@@ -134,9 +138,9 @@ class LookupDecoder(Decoder):
             self.session.flush()
         self._last = self._otherwise
         # A pass issued ahead would be in the way of the lookup draft.
-        result = self._otherwise.next(anchor, 1 if given else room)
-        self._learn(result)
-        return result
+        done = self._otherwise.next(anchor, 1 if given else room)
+        self._learn(done)
+        return done
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         self._last.commit(anchor, tokens)
@@ -150,7 +154,7 @@ class LookupDecoder(Decoder):
         promised = self._lookup.expected(match)[width - 1]
         return match.tokens[: width - 1] if promised > self._usual else ()
 
-    def _learn(self, result: Result) -> None:
-        if result.drafted:
-            usual = self._usual or float(len(result.tokens))
-            self._usual = usual + (len(result.tokens) - usual) / ROUNDS
+    def _learn(self, done: Result) -> None:
+        if done.drafted:
+            usual = self._usual or float(len(done.tokens))
+            self._usual = usual + (len(done.tokens) - usual) / ROUNDS

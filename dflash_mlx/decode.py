@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
+import numpy as np
 
 from .drafts.dflash import DFlashDraft
 from .kv import Scalar
 from .loading import Pair
+from .logprobs import TokenLogprob, unpack
 from .options import Options
 from .sampling import Sampling, process
 from .session import Session
-from .step import DraftStep, PlainStep, choose
+from .step import DraftStep, PlainStep, drawn, judge_logits, reported
 from .targets.base import Target
 from .trial import Trial
 
@@ -25,12 +27,25 @@ Issued = tuple[mx.array, mx.array | None]  # accepted and token, features; perha
 
 
 class Result(NamedTuple):
-    """What a round brought; `copied` where the draft was copied from the text."""
+    """What a round brought.
+
+    Attributes:
+        tokens, drafted, accepted: as of `stats.Round`.
+        logprobs: of each token, if wanted.
+        copied: the draft was copied from the text.
+    """
 
     tokens: tuple[int, ...]
     drafted: int
     accepted: int
+    logprobs: tuple[TokenLogprob, ...] = ()
     copied: bool = False
+
+    def cut(self, count: int) -> Result:
+        """The first `count` tokens of it."""
+        tokens, logprobs = self.tokens[:count], self.logprobs[:count]
+        accepted = min(self.accepted, count)
+        return self._replace(tokens=tokens, accepted=accepted, logprobs=logprobs)
 
 
 class Decoder:
@@ -40,6 +55,7 @@ class Decoder:
         self.pair = pair
         self.session = session
         self.sampling = options.sampling
+        self.logprobs = options.logprobs
         self.compiled = pair.compiles if options.compiled is None else options.compiled
         self._seed = seed
 
@@ -85,7 +101,7 @@ class PlainDecoder(Decoder):
         super().__init__(pair, session, options, seed)
         # No kernel pays for one row; asked for, they let every width round alike.
         target = pair.by_kernels[0] if pair.kernels.mode == "on" else pair.target
-        self._step = PlainStep(target, options.sampling)
+        self._step = PlainStep(target, options.sampling, options.logprobs)
         self._issued: Issued | None = None
         self._features: mx.array | None = None  # of the last anchor
 
@@ -95,8 +111,8 @@ class PlainDecoder(Decoder):
         packed, self._features = issued
         # A step with penalties needs the token before it in the history, and has to wait.
         ahead = room > 1 and not self.sampling.history
-        self._issued = self._issue(packed[1:], start + 1) if ahead else None
-        return Result((read(packed)[1],), 0, 0)
+        self._issued = self._issue(packed[1:2], start + 1) if ahead else None
+        return result(read(packed), 1)
 
     @property
     def ahead(self) -> bool:
@@ -200,10 +216,10 @@ class DraftDecoder(RoundDecoder):
         # arrays, else every round would copy all keys and values.
         cache.update(state)
         context.update(context_state)
-        accepted, *tokens = read(packed)
+        done = result(read(packed), self._width)
         self._verified = verified
         context.commit(behind)
-        return Result(tuple(tokens[: accepted + 1]), self._width - 1, accepted)
+        return done
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         self.session.commit([anchor, *tokens[:-1]], self._verified)
@@ -219,16 +235,34 @@ class DraftDecoder(RoundDecoder):
         return features
 
 
-def first_token(logits: mx.array, prompt: Sequence[int], sampling: Sampling, seed: int) -> int:
-    """The token behind the prompt from its last logits [1, vocab]."""
+def first_token(
+    logits: mx.array,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    seed: int,
+    logprobs: int | None = None,
+    allowed: np.ndarray | None = None,
+) -> Result:
+    """The token behind the prompt from its last logits [1, vocab]; one of those `allowed`."""
     history = recent(prompt, sampling.history)[None] if sampling.history else None
-    key = round_key(seed, len(prompt) - 1)
-    return read(choose(process(logits, history, sampling), sampling, key))[0]
+    mask = None if allowed is None else mx.array(allowed[None])
+    judged = judge_logits(process(logits, history, sampling), sampling, logprobs, mask)
+    token = drawn(judged.said, sampling, round_key(seed, len(prompt) - 1))
+    packed = mx.concatenate([mx.zeros(1, mx.int32), token])
+    return result(read(reported(packed, judged, logprobs)), 1)
 
 
 def read(packed: mx.array) -> list[int]:
     """The round's one transfer to the host."""
     return cast(list[int], packed.tolist())
+
+
+def result(packed: Sequence[int], width: int) -> Result:
+    """A round on the host, from accepted, `width` tokens and perhaps log-probabilities."""
+    accepted = packed[0]
+    tokens = tuple(packed[1 : 2 + accepted])
+    logprobs = unpack(packed[1 + width :], width, tokens)
+    return Result(tokens, width - 1, accepted, logprobs)
 
 
 def recent(ids: Sequence[int], size: int) -> mx.array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -19,7 +19,10 @@ from .adaptive import AdaptiveDecoder
 from .copying import LookupDecoder
 from .decode import Decoder, DraftDecoder, PlainDecoder, Result, first_token
 from .errors import UsageError
+from .guide import Matcher
+from .guided import GuidedDecoder, GuidedPlainDecoder, follow
 from .loading import Pair
+from .logprobs import TokenLogprob
 from .options import AUTO, Options
 from .session import Chunk, Progress, Session
 from .stats import Round, Stats
@@ -39,6 +42,7 @@ class Response:
         peak_memory: in GB.
         finish_reason: "stop" or "length" in the last piece, else None.
         stats: counts and times so far; one object for the whole answer.
+        logprobs: of each of `tokens`, if `Options.logprobs` asks for them.
     """
 
     text: str
@@ -51,6 +55,7 @@ class Response:
     peak_memory: float
     finish_reason: str | None
     stats: Stats
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Course:
@@ -90,6 +95,8 @@ class Course:
         self.anchor = -1
         self._stats = stats or Stats()
         self._decoder: Decoder | None = None
+        self._matcher = Matcher(options.guide, pair.words) if options.guide and self.room else None
+        self._first: Result
 
     def prefill(self) -> Iterator[Chunk]:
         """Bring the caches to the end of the prompt, a pass at a time."""
@@ -102,18 +109,27 @@ class Course:
             logits = part.logits
             yield part
         assert logits is not None
-        self.anchor = first_token(logits, self.prompt, self.options.sampling, self.seed)
+        options, matcher = self.options, self._matcher
+        allowed = matcher.allowed() if matcher else None
+        self._first = first_token(
+            logits, self.prompt, options.sampling, self.seed, options.logprobs, allowed
+        )
+        if matcher:
+            follow(matcher, self._first, 1)
+        self.anchor = self._first.tokens[0]
 
     def first(self) -> Round:
         """The token that comes out of the prefill."""
         if self.room == 0:
             return Round((), 0, 0, self.ending)
-        return self._round(Result((self.anchor,), 0, 0))
+        return self._round(self._first)
 
     def next(self) -> Round:
         """The next round, by a decoder of its own."""
         if self._decoder is None:
-            self._decoder = _decoder(self.pair, self.session, self.options, self.seed)
+            self._decoder = _decoder(
+                self.pair, self.session, self.options, self.seed, self._matcher
+            )
         return self._take(self._decoder.next(self.anchor, self.room), self._decoder.commit)
 
     def join(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
@@ -130,13 +146,14 @@ class Course:
         """Cut what a round brought where the text ends, and have the rest committed."""
         tokens = _cut(result.tokens, self.room, self.pair.eos_ids)
         commit(self.anchor, tokens)
-        return self._round(result._replace(tokens=tokens))
+        return self._round(result.cut(len(tokens)))
 
-    def _round(self, result: Result) -> Round:
-        tokens, drafted, accepted, copied = result
-        self.anchor, self.room = tokens[-1], self.room - len(tokens)
-        self.ending = _ending(tokens, self.room, self.pair.eos_ids)
-        return Round(tokens, drafted, min(accepted, len(tokens)), self.ending, copied)
+    def _round(self, done: Result) -> Round:
+        self.anchor, self.room = done.tokens[-1], self.room - len(done.tokens)
+        self.ending = _ending(done.tokens, self.room, self.pair.eos_ids, self._matcher)
+        return Round(
+            done.tokens, done.drafted, done.accepted, self.ending, done.logprobs, done.copied
+        )
 
 
 class Telling:
@@ -160,8 +177,8 @@ class Telling:
         tokens, piece, stopped = self._text.add(round_.tokens)
         reason = "stop" if stopped else round_.finish_reason
         if len(tokens) < len(round_.tokens):
-            accepted = min(round_.accepted, len(tokens))
-            round_ = replace(round_, tokens=tokens, accepted=accepted, finish_reason=reason)
+            accepted, logprobs = min(round_.accepted, len(tokens)), round_.logprobs[: len(tokens)]
+            round_ = Round(tokens, round_.drafted, accepted, reason, logprobs, round_.copied)
         self.stats.add(round_, first=self.stats.generated_tokens == 0)
         if reason:
             piece += self._text.finish()
@@ -244,9 +261,14 @@ def generate(
     return "".join(r.text for r in stream_generate(pair, prompt, options, session))
 
 
-def _decoder(pair: Pair, session: Session, options: Options, seed: int) -> Decoder:
+def _decoder(
+    pair: Pair, session: Session, options: Options, seed: int, matcher: Matcher | None = None
+) -> Decoder:
     """The decoder that `options` asks for and the pair allows."""
     drafts = pair.draft is not None and options.speculate
+    if matcher is not None:
+        kind = GuidedDecoder if drafts else GuidedPlainDecoder
+        return kind(pair, session, options, seed, matcher)
     lookup = options.looks_up(drafts)
     if drafts and options.block == AUTO:
         chooser = policy_of(pair, options)
@@ -282,8 +304,10 @@ def _cut(tokens: tuple[int, ...], room: int, eos_ids: frozenset[int]) -> tuple[i
     return tokens[: min(end, room)]
 
 
-def _ending(tokens: tuple[int, ...], room: int, eos_ids: frozenset[int]) -> str | None:
-    if tokens[-1] in eos_ids:
+def _ending(
+    tokens: tuple[int, ...], room: int, eos_ids: frozenset[int], matcher: Matcher | None
+) -> str | None:
+    if tokens[-1] in eos_ids or (matcher is not None and matcher.ended):
         return "stop"
     return "length" if room == 0 else None
 
@@ -300,4 +324,5 @@ def _response(text: str, round_: Round, reason: str | None, stats: Stats) -> Res
         peak_memory=mx.get_peak_memory() / 1e9,
         finish_reason=reason,
         stats=stats,
+        logprobs=round_.logprobs,
     )

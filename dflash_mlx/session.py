@@ -41,6 +41,9 @@ class Session:
         ids: the tokens whose rows the target's cache holds.
         cache: the target's cache.
         context: the draft's context; None without a draft.
+        stops: positions where a pass of a prefill ends, so that something can be kept there.
+        skips: whether a prefill leaves rows out of the context that no draft layer would see at
+            the prompt's end.
     """
 
     def __init__(self, target: Target, draft: DFlashDraft | None) -> None:
@@ -50,6 +53,8 @@ class Session:
         self.cache = target.new_cache()
         self.context: KVCache | None = draft.new_cache() if draft else None
         self.features: mx.array | None = None  # verified, not yet in the context
+        self.stops: Sequence[int] = ()
+        self.skips = True
 
     def prefill(
         self, prompt: Sequence[int], *, chunk: int, progress: Progress | None = None
@@ -74,8 +79,8 @@ class Session:
         """As `prefill`, a pass at a time; the session is consistent between passes."""
         kept = self.rewind(prompt)
         total = len(prompt) - kept
-        for first in range(kept, len(prompt), chunk):
-            ids = list(prompt[first : first + chunk])
+        for first, last in _spans(kept, len(prompt), chunk, self.stops):
+            ids = list(prompt[first:last])
             state = self.cache.begin(first, len(ids), fixed=False)
             hidden, features, state = self.target.forward(mx.array([ids], mx.int32), first, state)
             self.cache.update(state)
@@ -175,7 +180,7 @@ class Session:
         """Rows from position `first` on that no block sees behind a prompt of `total` tokens."""
         assert self.context is not None
         windows = [w for w in self.context.windows if w is not None]
-        if len(windows) < len(self.context.windows):
+        if not self.skips or len(windows) < len(self.context.windows):
             return 0
         # Somewhat more than is seen, so that a chat can step back a little.
         unseen = total - max(map(recent_of, windows)) - STEP - first
@@ -188,6 +193,13 @@ class Session:
         self.context.reserve(rows)
         self.context.state = self.draft.extend(features, first, self.context.state)
         self.context.commit(rows)
+
+
+def _spans(first: int, last: int, size: int, stops: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cut a range into parts of at most `size` that end at the stops within it."""
+    for end in sorted({stop for stop in stops if first < stop < last} | {last}):
+        yield from ((at, min(at + size, end)) for at in range(first, end, size))
+        first = end
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

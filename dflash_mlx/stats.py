@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .logprobs import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -16,12 +20,14 @@ class Round:
         accepted: drafted tokens kept, the bonus not counted.
         copied: the draft was copied from the text so far (`lookup.py`).
         finish_reason: "stop" or "length" in the last round, else None.
+        logprobs: of each token, if wanted.
     """
 
     tokens: tuple[int, ...]
     drafted: int
     accepted: int
     finish_reason: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
     copied: bool = False
 
 

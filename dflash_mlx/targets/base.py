@@ -25,6 +25,7 @@ from ..kernels.head_topk import TopK
 from ..kernels.linear import stored
 from ..kv import KVCache, LayerView, Windows
 from ..kv_quantised import KVBits
+from ..recurrent import Past
 from ..span import Span
 from .attending import Softmax, apart, attended
 from .experts import experts
@@ -143,6 +144,10 @@ class Target:
     def new_cache(self) -> KVCache:
         """An empty cache for one generation."""
         return KVCache(self.windows)
+
+    def past(self, cache: KVCache) -> list[Past]:
+        """Per recurrent layer, its state behind all that is committed; nothing computed yet."""
+        return []
 
     def open(self, ids: mx.array, start: Starts, state: States) -> Pass:
         """What the layers of a pass over `ids` from position `start` on are called with."""
