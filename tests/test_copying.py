@@ -328,3 +328,15 @@ def test_requests_of_an_engine_copy_too() -> None:
             responses = list(ticket)
             assert [token for response in responses for token in response.tokens] == text
             assert responses[-1].stats.copied.rounds > 0
+
+
+def test_log_probabilities_come_with_copies(told: Tell) -> None:
+    prompt, text = truth("llama", 24)
+    told(prompt + text)
+    pair = make_pair("llama", ScriptedDraft(draft_config(), prompt + text, lambda _: 5))
+    done = run(pair, prompt, Script((3,), copies=(4, 0)), logprobs=2)
+    assert ids_of(done) == text
+    assert any(r.copied for r in done)
+    for round_ in done:
+        assert [p.token for p in round_.logprobs] == list(round_.tokens)
+        assert all(p.top[0] == (p.token, p.logprob) for p in round_.logprobs)

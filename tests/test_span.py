@@ -171,3 +171,18 @@ def test_what_cannot_be_is_refused() -> None:
         span_of(64, 64)
     with pytest.raises(UsageError, match="a draft window without a draft"):
         load(speculate=False, draft_window=100)
+
+
+@pytest.mark.parametrize("length", [2, 60, 72, 75, 700])
+def test_what_is_seen_can_be_kept_apart(length: int) -> None:
+    """Copied out of one context and into another, as prefixes of conversations are."""
+    draft, rows = random_draft(config_of()), features(700)
+    cache = draft.new_cache()
+    for first in range(0, length, 250):
+        extended(draft, cache, rows[:, first : min(length, first + 250)])
+    kept = [cache.copy_seen(index, length) for index in range(2)]
+    other = draft.new_cache()
+    other.resume(length, [[[part] for part in layer] for layer in kept if layer])
+    assert other.length == length
+    wanted = np.array(block_behind(draft, cache))
+    assert np.allclose(np.array(block_behind(draft, other)), wanted, atol=1e-5)
