@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from dflash_mlx.engine import EngineOptions
     from dflash_mlx.loading import Pair
     from dflash_mlx.options import Options
+    from dflash_mlx.prefix.cache import PrefixOptions
     from dflash_mlx.serve.served import Access, Limits
 
 Client = Literal["openai", "claude-code", "codex", "aider", "continue", "cline", "open-webui"]
 LOOPBACK = "127.0.0.1"
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
+KEPT = 4 * GIB  # of prefixes, where that is no more than a quarter of what is free
 
 EXAMPLES = """Examples:
   dflash-mlx serve
@@ -134,6 +137,21 @@ class WorkOptions:
         int | None,
         _work("--memory", help="GiB for their caches; by default what is free", metavar="GIB"),
     ] = None
+    cache_memory: Annotated[
+        float | None,
+        _work(
+            "--cache-memory",
+            help="GiB for prefixes of earlier requests, 0 for none; by default 4, or less",
+            metavar="GIB",
+        ),
+    ] = None
+    cache_dir: Annotated[
+        Path | None,
+        _work("--cache-dir", help="Folder where they survive a restart", metavar="FOLDER"),
+    ] = None
+    cache_disk: Annotated[
+        float, _work("--cache-disk", help="Most GiB of files in it", metavar="GIB")
+    ] = 32
     max_context: Annotated[
         int | None,
         _work("--max-context", help="Most tokens of prompt and answer", metavar="N"),
@@ -147,12 +165,31 @@ class WorkOptions:
         _work("--think/--no-think", help="Whether to think where a request does not say"),
     ] = None
 
-    def engine(self) -> EngineOptions:
-        """The library's form."""
-        from dflash_mlx.engine import EngineOptions
+    def check(self) -> None:
+        """Refuse what makes no sense together.
 
-        memory = None if self.memory is None else self.memory * 1024 * MIB
-        return EngineOptions(self.places, self.queue, memory)
+        Raises:
+            UsageError: there is such.
+        """
+        for name, value in (("memory", self.cache_memory or 0), ("disk", self.cache_disk)):
+            if not 0 <= value < 1 << 20:
+                raise UsageError(f"--cache-{name} is {value}, expected 0 or more GiB")
+        if self.cache_memory == 0 and self.cache_dir is not None:
+            raise UsageError("--cache-dir needs memory to work with; leave --cache-memory out")
+
+    def budgets(self) -> tuple[EngineOptions, PrefixOptions]:
+        """What running requests may take, and what is kept of earlier ones; the pair is loaded."""
+        from dflash_mlx.engine import EngineOptions
+        from dflash_mlx.engine.memory import available
+        from dflash_mlx.prefix.cache import PrefixOptions
+
+        free = available()
+        kept = min(KEPT, free // 4)
+        if self.cache_memory is not None:
+            kept = round(self.cache_memory * GIB)
+        memory = free - kept if self.memory is None else self.memory * GIB
+        engine = EngineOptions(self.places, self.queue, max(memory, 1))
+        return engine, PrefixOptions(kept, self.cache_dir, round(self.cache_disk * GIB))
 
     def limit(self, pair: Pair) -> None:
         """Make the context smaller, where asked to.
@@ -186,21 +223,26 @@ def serve(
         _print_env(at, model.model)
         return
     from dflash_mlx.engine import Engine
+    from dflash_mlx.prefix.cache import PrefixCache
     from dflash_mlx.serve.served import Served, names_of
     from dflash_mlx.serve.server import address, bound, is_loopback, run
 
+    work.check()
     with bound(at.host, at.port) as opened:
         access, limits = at.access(is_loopback(opened)), at.limits()
         defaults = _defaults(work, sampling, speculation)
         log = Log(at.json, at.quiet)
         pair = _load(model, work, defaults, log.screen)
         names = names_of(pair, model.model, tuple(at.alias or ()))
-        with Engine(pair, work.engine()) as engine:
-            log.start(address(opened), pair, names)
-            run(
-                Served(pair, engine, names, defaults, work.think, limits, access, log.request),
-                opened,
-            )
+        engine_options, prefix_options = work.budgets()
+        with closing(PrefixCache(pair, prefix_options)) as prefixes:
+            kept = prefixes if prefix_options.memory else None
+            with Engine(pair, engine_options, kept) as engine:
+                served = Served(
+                    pair, engine, names, defaults, work.think, limits, access, log.request, kept
+                )
+                log.start(address(opened), pair, names)
+                run(served, opened)
         log.end()
 
 

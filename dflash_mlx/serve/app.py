@@ -60,7 +60,7 @@ COUNT = "/v1/messages/count_tokens"
 def application(served: Served) -> ASGIApp:
     """The server as an ASGI application."""
     paths = frozenset([*APIS, COUNT, "/v1/models", "/health", "/metrics"])
-    metrics = Metrics(served.pair, served.engine, paths)
+    metrics = Metrics(served, paths)
 
     def report(line: Line) -> None:
         metrics.count(line)
