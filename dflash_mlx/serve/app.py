@@ -25,7 +25,8 @@ from .events import AnswerResponse, Encoder, Json, Running, refusal_of
 from .guard import NOTES, Desk, Door, Notes, Watched
 from .guides import called
 from .metrics import Metrics
-from .openai_chat import ChatEncoder, ChatRequest
+from .openai_chat import ChatRequest
+from .openai_chat_events import ChatEncoder
 from .openai_common import now
 from .openai_responses import ResponsesRequest
 from .openai_responses_events import ResponsesEncoder
