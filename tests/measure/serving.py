@@ -92,8 +92,8 @@ def measure(pair: Pair, jobs: Jobs, repeats: int) -> dict[str, Any]:
 
 def ratio(a: list[tuple[float, float]], b: list[tuple[float, float]]) -> dict[str, float]:
     ratios = [x / y for (x, _), (y, _) in zip(a, b, strict=True)]
-    low, high = min(ratios), max(ratios)
-    return {"median": round(statistics.median(ratios), 3), "low": low, "high": high}
+    figures = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 def main() -> None:
