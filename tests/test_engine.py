@@ -1,11 +1,14 @@
 """Many requests in one engine: who runs when, and how each of them ends."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -375,6 +378,21 @@ def test_close_ends_what_runs_and_what_waits() -> None:
     with pytest.raises(Busy, match="closed"):
         engine.submit([1], options(3))
     engine.close()
+
+
+@pytest.mark.parametrize("end", ["engine.close()", ""])
+def test_a_process_ends_with_its_engine(end: str) -> None:
+    """MLX's part of a thread needs the interpreter until it is gone."""
+    lines = [
+        "from tests.tiny import options, tiny_pair",
+        "from dflash_mlx.engine import Engine",
+        "engine = Engine(tiny_pair())",
+        "engine.submit([1, 2], options(500)).get()",
+        end,
+    ]
+    run = [sys.executable, "-c", "; ".join(line for line in lines if line)]
+    root = Path(__file__).parents[1]
+    assert subprocess.run(run, cwd=root, timeout=3 * SOON).returncode == 0
 
 
 def test_a_timeout() -> None:
