@@ -194,7 +194,7 @@ class Engine:
             for request in requests:
                 self._leave(request, error)
             return
-        accepted = [result[2] for result, _ in done]
+        accepted = [result.accepted for result, _ in done]
         self._sharing.learn(group, accepted, time.perf_counter() - began)
         for request, (result, commit) in zip(requests, done, strict=True):
             self._attempt(request, partial(self._join, result=result, commit=commit))

@@ -100,6 +100,10 @@ class GatedDeltaTarget(Target):
         """An empty cache for one generation."""
         return HybridCache(self.windows, len(self.layers) - len(self.windows))
 
+    def past(self, cache: KVCache) -> list[Past]:
+        """Per recurrent layer, its state behind all that is committed; nothing computed yet."""
+        return self._settle(cache.begin(cache.length, 0, fixed=False))
+
     def open(self, ids: mx.array, start: Starts, state: States) -> HybridPass:
         """Replay what was kept of the last pass, then share out views and masks."""
         rounds = None
