@@ -6,8 +6,8 @@ from dflash_mlx.engine import Engine
 from dflash_mlx.options import Options
 from dflash_mlx.prefix.cache import PrefixCache
 
+from .engines import alone, ids_of, told
 from .families import draft_config, make_pair, prompt_of, random_draft
-from .test_engine import alone, ids_of, told
 from .tiny import tokenizer
 
 TURNS, NEW, ANSWER = 3, 12, 9
