@@ -60,7 +60,7 @@ def read_tensors(folder: Path) -> dict[str, mx.array]:
     UnsupportedError for pickles and for dtypes MLX does not have.
     """
     if (folder / WEIGHTS).is_file():
-        _check_file(folder / WEIGHTS)
+        check_file(folder / WEIGHTS)
         return _load(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         return _read_shards(folder)
@@ -116,7 +116,7 @@ def _read_shards(folder: Path) -> dict[str, mx.array]:
         raise CheckpointError(f"{folder}: missing shards: {_some(absent)}; {AGAIN}")
     tensors: dict[str, mx.array] = {}
     for file in files:
-        names = _check_file(folder / file)
+        names = check_file(folder / file)
         if twice := names & tensors.keys():
             raise CheckpointError(f"{folder / file}: also in another shard: {_some(twice)}")
         if lost := {name for name, home in index.items() if home == file} - names:
@@ -132,10 +132,29 @@ def _load(path: Path) -> dict[str, mx.array]:
         raise CheckpointError(f"{path}: {error}; {AGAIN}") from error
 
 
-def _check_file(path: Path) -> set[str]:
+def read_file(path: Path) -> dict[str, mx.array]:
+    """Read one safetensors file as `read_tensors` does."""
+    check_file(path)
+    return _load(path)
+
+
+def read_metadata(path: Path) -> dict[str, object]:
+    """What a safetensors file says about itself; its header is checked against the file.
+
+    Raises CheckpointError for a file that is damaged or truncated.
+    """
+    check_file(path)
+    metadata = _header(path, path.stat().st_size)[1].get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: its metadata is no JSON object; {AGAIN}")
+    return metadata
+
+
+def check_file(path: Path) -> set[str]:
     """Hold a safetensors header against its file and return the names in it."""
     size = path.stat().st_size
     length, header = _header(path, size)
+    header.pop("__metadata__", None)
     entries = sorted(_entry(path, name, value) for name, value in header.items())
     at = 0
     for begin, end, name in entries:
@@ -158,7 +177,6 @@ def _header(path: Path, size: int) -> tuple[int, dict[str, object]]:
                 f"{path}: expected at least {8 + length} bytes, the file has {size}; {AGAIN}"
             )
         header = _parse(path, file.read(length))
-    header.pop("__metadata__", None)
     return length, header
 
 

@@ -27,6 +27,8 @@ Scalar = int | mx.array
 # "base": one scalar per distinct window; "layers": [keys, values] per layer, each
 # [1, kv_heads, slots, head_dim], or None before the first pass.
 State = dict[str, Any]
+# Rows of a layer: of each of its arrays, parts [1, kv_heads, rows, head_dim] in order.
+Pieces = Sequence[Sequence[mx.array]]
 STEP = 256  # slots are added in this many, as mlx-lm does
 
 
@@ -117,6 +119,11 @@ def masks(
     return [made[kind] for kind in kinds]
 
 
+def seen_before(window: int | None, length: int) -> int:
+    """How many of the `length` rows before a position a layer sees from there."""
+    return length if window is None else min(length, window - 1)
+
+
 class KVCache:
     """The attention cache of all layers of one model in one generation."""
 
@@ -193,6 +200,43 @@ class KVCache:
         self.length = length
         self.state["base"] = [length] * len(self.state["base"])
 
+    def copy(self, index: int, first: int, last: int) -> list[mx.array]:
+        """Rows of a layer from position `first` to `last`, in arrays of their own.
+
+        A slice would keep all slots alive, and make the next pass copy them.
+        """
+        bases = dict(zip(dict.fromkeys(self.windows), self.state["base"], strict=True))
+        places = mx.arange(first, last) - bases[self.windows[index]]
+        return [mx.take(rows, places, axis=2) for rows in self.state["layers"][index]]
+
+    def copy_seen(self, index: int, length: int) -> list[mx.array] | None:
+        """The `seen_before` rows of a sliding layer, as `copy`; None where they were dropped."""
+        window = self.windows[index]
+        bases = dict(zip(dict.fromkeys(self.windows), self.state["base"], strict=True))
+        first = length - seen_before(window, length)
+        return None if bases[window] > first else self.copy(index, first, length)
+
+    def resume(
+        self, length: int, rows: Sequence[Pieces], past: Sequence[Sequence[mx.array | None]] = ()
+    ) -> None:
+        """Go on at position `length` with rows that were copied before, and are copied again.
+
+        Args:
+            rows: per layer; a full layer has all of them, a sliding one what it sees.
+            past: per recurrent layer, its state.
+        """
+        assert not past
+        held = {
+            window: sum(piece.shape[2] for piece in pieces[0])
+            for window, pieces in zip(self.windows, rows, strict=True)
+        }
+        assert held.get(None, length) == length
+        self.length = length
+        self.state = {
+            "base": [length - held[window] for window in dict.fromkeys(self.windows)],
+            "layers": [[_joined(part) for part in pieces] for pieces in rows],
+        }
+
     def stretch(self, length: int) -> None:
         """Pretend that `length` rows were committed, those missing being zeros: for timing."""
         self.length = length
@@ -233,6 +277,15 @@ def _room(rows: mx.array, slots: int) -> mx.array:
     # Zeros, not garbage: a masked NaN would still reach the output.
     more = mx.zeros((batch, heads, -(-missing // STEP) * STEP, dim), rows.dtype)
     return mx.concatenate([rows, more], axis=2)
+
+
+def _joined(pieces: Sequence[mx.array]) -> mx.array:
+    """All rows in one new array with room for more."""
+    rows = sum(piece.shape[2] for piece in pieces)
+    batch, heads, _, dim = pieces[0].shape
+    room = -(-(rows + 1) // STEP) * STEP - rows
+    more = mx.zeros((batch, heads, room, dim), pieces[0].dtype)
+    return mx.concatenate([*pieces, more], axis=2)
 
 
 def _shorthand(

@@ -10,12 +10,13 @@ recurrence alone, once per layer, and nothing at all where every row was kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from .kv import KVCache, Scalar, State, Windows
+from .kv import KVCache, Pieces, Scalar, State, Windows
 
 # A pass over more rows is a prefill, of which every row is kept.
 RECORDED = 64
@@ -93,6 +94,15 @@ class HybridCache(KVCache):
         if length == 0:
             self._forget()
         return length
+
+    def resume(
+        self, length: int, rows: Sequence[Pieces], past: Sequence[Sequence[mx.array | None]] = ()
+    ) -> None:
+        """As for attention."""
+        assert len(past) == self._recurrent
+        super().resume(length, rows)
+        self._passes = [{"before": list(p), "after": list(p), "rows": None} for p in past]
+        self._first, self._rows = length, 0
 
     def stretch(self, length: int) -> None:
         """As for attention; the state is that of the last pass."""

@@ -15,6 +15,8 @@ import mlx.core as mx
 
 from .errors import UsageError
 
+COLDEST = 1e-6  # below, dividing by the temperature overflows float32 sooner or later
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -44,6 +46,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, math.inf)
+        if 0 < self.temperature < COLDEST:
+            raise UsageError(f"temperature is {self.temperature}, expected 0 or at least {COLDEST}")
         _check("top_p", self.top_p, 0, 1)
         _check("top_k", self.top_k, 0, math.inf)
         _check("min_p", self.min_p, 0, 1)

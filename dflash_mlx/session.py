@@ -41,6 +41,9 @@ class Session:
         ids: the tokens whose rows the target's cache holds.
         cache: the target's cache.
         context: the draft's context; None without a draft.
+        stops: positions where a pass of a prefill ends, so that something can be kept there.
+        skips: whether a prefill leaves rows out of the context that no draft layer would see at
+            the prompt's end.
     """
 
     def __init__(self, target: Target, draft: DFlashDraft | None) -> None:
@@ -50,6 +53,8 @@ class Session:
         self.cache = target.new_cache()
         self.context: KVCache | None = draft.new_cache() if draft else None
         self.features: mx.array | None = None  # verified, not yet in the context
+        self.stops: Sequence[int] = ()
+        self.skips = True
 
     def prefill(
         self, prompt: Sequence[int], *, chunk: int, progress: Progress | None = None
@@ -74,8 +79,8 @@ class Session:
         """As `prefill`, a pass at a time; the session is consistent between passes."""
         kept = self.rewind(prompt)
         total = len(prompt) - kept
-        for first in range(kept, len(prompt), chunk):
-            ids = list(prompt[first : first + chunk])
+        for first, last in _spans(kept, len(prompt), chunk, self.stops):
+            ids = list(prompt[first:last])
             state = self.cache.begin(first, len(ids), fixed=False)
             hidden, features, state = self.target.forward(mx.array([ids], mx.int32), first, state)
             self.cache.update(state)
@@ -156,7 +161,7 @@ class Session:
         """Add a chunk of the prompt to the context, without rows no draft layer would see."""
         if self.context is None or self.draft is None:
             return
-        if None not in self.context.windows:
+        if self.skips and None not in self.context.windows:
             reach = max(w for w in self.context.windows if w is not None)
             unseen = total - reach - first
             if unseen >= features.shape[1]:
@@ -168,6 +173,13 @@ class Session:
         self.context.reserve(rows)
         self.context.state = self.draft.extend(features, first, self.context.state)
         self.context.commit(rows)
+
+
+def _spans(first: int, last: int, size: int, stops: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cut a range into parts of at most `size` that end at the stops within it."""
+    for end in sorted({stop for stop in stops if first < stop < last} | {last}):
+        yield from ((at, min(at + size, end)) for at in range(first, end, size))
+        first = end
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -90,14 +90,25 @@ def index(shards: Mapping[str, Mapping[str, Tensor]]) -> bytes | None:
     return json.dumps(content, indent=4).encode()
 
 
-def write(path: Path, tensors: dict[str, Tensor], wrote: Wrote) -> Written:
+def write(
+    path: Path,
+    tensors: dict[str, Tensor],
+    wrote: Wrote,
+    metadata: Mapping[str, str] | None = None,
+) -> Written:
     """Write a file that is on the disk when this returns; `tensors` is emptied.
+
+    Args:
+        path: where; an existing file is written over.
+        tensors: in the order of the file.
+        wrote: told after every write how many bytes it was.
+        metadata: goes into the header.
 
     Raises:
         OSError: the disk is full, among others.
         UnsupportedError: safetensors has no name for a dtype.
     """
-    header = _header(tensors)
+    header = _header(tensors, metadata or {})
     found, size = hashlib.sha256(), 0
     with path.open("wb") as file:
 
@@ -128,8 +139,8 @@ def digest(path: Path) -> Written:
     return Written(size, found.hexdigest())
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "mlx", **metadata}}
     at = 0
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:

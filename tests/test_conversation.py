@@ -251,7 +251,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     conversation = Conversation(tiny_pair(), system="be brief")
     say(conversation, "ünicode")
     conversation.save(tmp_path / "chat.json")
-    assert [p.name for p in tmp_path.iterdir()] == ["chat.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["chat.json", "chat.json.cache"]
     assert json.loads((tmp_path / "chat.json").read_text("utf-8"))["model"] == "tiny"
     other = Conversation(tiny_pair())
     other.load(tmp_path / "chat.json")

@@ -24,6 +24,7 @@ from ..kernels.head import Head
 from ..kernels.head_topk import TopK
 from ..kernels.linear import stored
 from ..kv import KVCache, LayerView, Windows
+from ..recurrent import Past
 from .attending import Softmax, apart, attended
 from .experts import experts
 from .rotation import Rotation
@@ -132,6 +133,10 @@ class Target:
     def new_cache(self) -> KVCache:
         """An empty cache for one generation."""
         return KVCache(self.windows)
+
+    def past(self, cache: KVCache) -> list[Past]:
+        """Per recurrent layer, its state behind all that is committed; nothing computed yet."""
+        return []
 
     def open(self, ids: mx.array, start: Starts, state: States) -> Pass:
         """What the layers of a pass over `ids` from position `start` on are called with."""
