@@ -87,6 +87,7 @@ def _defaults(
         max_tokens=work.max_tokens,
         sampling=sampling.sampling(),
         block=width(speculation.block),
+        lookup=speculation.lookup,
         seed=sampling.seed,
         compiled=speculation.compile,
     )

@@ -32,7 +32,8 @@ class Options:
         compiled: compile the passes of a round (`mx.compile`); None where that pays.
         logprobs: report each token's log-probability and this many of the most probable tokens at
             its place, 0 to 20; None reports nothing. `logprobs` tells of which distribution.
-        guide: what the text has to be. With it, block "auto" is the draft's own block.
+        guide: what the text has to be. With it, block "auto" is the draft's own block,
+            and nothing is copied.
     """
 
     max_tokens: int = 512
@@ -58,8 +59,6 @@ class Options:
             raise UsageError(f"seed is {self.seed}, expected 0 to {2**32 - 1}")
         if self.prefill_chunk < 1:
             raise UsageError(f"prefill_chunk is {self.prefill_chunk}, expected 1 or more")
-        if self.guide is not None and self.lookup == "on":
-            raise UsageError("lookup drafts know no grammar; leave out lookup or the guide")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST:
             raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MOST}")
         if "" in self.stop:
