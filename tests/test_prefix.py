@@ -6,6 +6,7 @@ import pytest
 
 from dflash_mlx.generation import rounds
 from dflash_mlx.prefix.cache import TAIL, PrefixCache, PrefixOptions
+from dflash_mlx.prefix.snapshot import Layout
 from dflash_mlx.session import Session
 
 from .families import FAMILIES, ScriptedDraft, draft_config, make_pair, plain_ids, prompt_of
@@ -46,7 +47,7 @@ def test_twenty_turns_that_drop_reasoning(family: str, known: bool) -> None:
         history = history + question
         answer = ask(cache, history + OPENING, stable=stable if known else None)
         computed = answer.computed - len(OPENING)
-        if turn and (known or not cache.layout.marked):
+        if turn and (known or not cache.marked):
             assert computed <= new
         else:
             assert computed <= new + TAIL
@@ -251,3 +252,16 @@ def test_statistics() -> None:
     assert (found.requests, found.hits, found.asked, found.found) == (2, 1, 80, 39)
     assert found.entries == len(list(cache._tree)) > 0
     assert (found.disk, found.evicted, found.discarded) == (0, 0, 0)
+
+
+def test_no_pass_is_run_but_those_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where several processes share a target, a pass of one alone would wait for ever."""
+
+    def fail(_: object) -> None:
+        raise AssertionError("a pass of its own")
+
+    monkeypatch.setattr(Layout, "of", fail)
+    cache = PrefixCache(pair_of("qwen3_5"))
+    prompt = prompt_of(40)
+    prompt = prompt + ask(cache, prompt).ids
+    assert ask(cache, prompt).computed == 1
