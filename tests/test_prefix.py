@@ -34,7 +34,7 @@ OPENING = [3, 1, 4, 1, 5]  # what a template puts before an answer, and takes aw
 
 @pytest.mark.parametrize(
     ("family", "known"),
-    [*((family, True) for family in KINDS), ("gpt_oss", False), ("qwen3_5", False)],
+    [("qwen3", True), ("gpt_oss", True), ("qwen3_5", True), ("qwen3_5", False)],
 )
 def test_twenty_turns_that_drop_reasoning(family: str, known: bool) -> None:
     """Of each answer only its end stays in the next prompt, and the opening changes."""
@@ -122,7 +122,7 @@ def test_two_sessions_from_one_entry_do_not_disturb_each_other(family: str) -> N
     assert bits(cache) == kept
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", ["gemma4-shared", "qwen3_5", "kimi_k25"])
 def test_a_hit_copies_once(family: str) -> None:
     """Rounds of a session that was taken, and was put again, write in place."""
     prompt = prompt_of(40)
@@ -174,7 +174,7 @@ def test_what_is_kept_is_counted_and_kept_once(family: str) -> None:
     )
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma4-shared", "qwen3_5"])
+@pytest.mark.parametrize("family", ["gemma4-shared", "qwen3_5"])
 def test_the_budget_holds_and_what_was_used_last_stays(family: str) -> None:
     pair = pair_of(family)
     whole = PrefixCache(pair)
@@ -208,12 +208,12 @@ def test_a_prompt_larger_than_the_budget_is_served(family: str) -> None:
 def test_marks_of_a_long_prompt_thin_out() -> None:
     """Near its end they are close, far from it rare: their number grows with the logarithm."""
     cache = PrefixCache(pair_of("qwen3_5"))
-    prompt = prompt_of(1000)
+    prompt = prompt_of(700)
     ask(cache, prompt, options(2))
     marks = sorted(e.start for e in cache._tree if not e.ids)
     assert 5 <= len(marks) <= 12
-    other = prompt[:600] + prompt_of(100, seed=3)
-    assert ask(cache, other, options(2)).computed <= 100 + 400 + 24
+    other = prompt[:400] + prompt_of(100, seed=3)
+    assert ask(cache, other, options(2)).computed <= 100 + 300 + 24
 
 
 def test_a_cancelled_request_leaves_what_it_computed() -> None:
