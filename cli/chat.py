@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from dflash_mlx.errors import UsageError
 
 from .once import answer_once, read_prompt
 from .options import ModelOptions, SamplingOptions, SpeculationOptions, option, width
@@ -13,12 +16,14 @@ from .render import Screen
 from .repl import talk
 
 if TYPE_CHECKING:
+    from dflash_mlx.guide import Guide
     from dflash_mlx.options import Options
 
 EXAMPLES = """Examples:
   dflash-mlx chat
   dflash-mlx chat -m Qwen3-4B --bits 4 --think
   dflash-mlx chat -p "Name three prime numbers" --json
+  dflash-mlx chat -p "Invent a person" --schema '{"properties": {"name": {"type": "string"}}}'
   git diff | dflash-mlx chat -p "Describe this change"
   dflash-mlx chat --raw -p "The capital of France is" -n 20"""
 
@@ -51,6 +56,14 @@ class ChatOptions:
     max_tokens: Annotated[
         int, _output("--max-tokens", "-n", help="Most tokens of an answer", metavar="N")
     ] = 1024
+    schema: Annotated[
+        str | None,
+        _output(
+            "--schema",
+            help="Answer in JSON that is valid by this JSON schema, a file or the text itself",
+            metavar="FILE|JSON",
+        ),
+    ] = None
     stop: Annotated[
         list[str] | None,
         _output("--stop", help="Text that ends an answer, repeatable", metavar="TEXT"),
@@ -61,16 +74,29 @@ class ChatOptions:
     json: Annotated[bool, _output("--json", help="Print text and figures as one JSON object")] = (
         False
     )
+    logprobs: Annotated[
+        int | None,
+        _output(
+            "--logprobs",
+            help="With --json, each token's log-probability and those of the N likeliest",
+            metavar="N",
+        ),
+    ] = None
     quiet: Annotated[bool, _output("--quiet", "-q", help="Print nothing but answers")] = False
 
     def check(self, prompt: str | None) -> None:
         """Refuse what makes no sense together."""
-        if prompt is None and (self.raw or self.json):
-            name = "--raw" if self.raw else "--json"
+        wants = {"--raw": self.raw, "--json": self.json, "--schema": self.schema is not None}
+        name = next((name for name, wanted in wants.items() if wanted), None)
+        if prompt is None and name is not None:
             raise typer.BadParameter(f"{name} needs a prompt: use --prompt, or pipe one in")
         if self.raw and (self.system is not None or self.think is not None):
             name = "--think" if self.system is None else "--system"
             raise typer.BadParameter(f"{name} needs the chat template, which --raw leaves out")
+        if self.schema is not None and self.think:
+            raise typer.BadParameter("--think and --schema exclude each other")
+        if self.logprobs is not None and not self.json:
+            raise typer.BadParameter("--logprobs needs --json, which prints them")
         if self.json and self.show_drafts:
             raise typer.BadParameter("--show-drafts and --json exclude each other")
 
@@ -85,7 +111,25 @@ class ChatOptions:
             stop=tuple(self.stop or ()),
             seed=sampling.seed,
             compiled=speculation.compile,
+            logprobs=self.logprobs,
+            guide=None if self.schema is None else read_guide(self.schema),
         )
+
+
+def read_guide(schema: str) -> Guide:
+    """The guide of a JSON schema: the text itself, which begins with a brace, or a file.
+
+    Raises:
+        UsageError: the file cannot be read, or the schema cannot be used.
+    """
+    from dflash_mlx.guide import Guide
+
+    if schema.lstrip().startswith("{"):
+        return Guide.json_schema(schema)
+    try:
+        return Guide.json_schema(Path(schema).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the schema {schema} cannot be read: {error}") from None
 
 
 def chat(

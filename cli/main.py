@@ -19,6 +19,8 @@ from .doctor import doctor
 from .models import EXAMPLES as MODELS_EXAMPLES
 from .models import models
 from .options import flags
+from .serve import EXAMPLES as SERVE_EXAMPLES
+from .serve import serve
 from .train import train
 from .tune import tune
 from .verify import EXAMPLES as VERIFY_EXAMPLES
@@ -69,6 +71,7 @@ app = typer.Typer(
 )
 app.command(epilog=CHAT_EXAMPLES)(flags(chat))
 app.command(epilog=MODELS_EXAMPLES)(models)
+app.command(epilog=SERVE_EXAMPLES)(flags(serve))
 app.command(epilog=DOCTOR_EXAMPLES)(flags(doctor))
 app.command(epilog=VERIFY_EXAMPLES)(flags(verify))
 app.command(epilog=CONVERT_EXAMPLES)(flags(convert))

@@ -89,7 +89,9 @@ def _pieces(pair: Pair, prompt: str, options: Options, ask: ChatOptions, bar: Pr
 
     if ask.raw:
         return _raw(pair, prompt, options, bar)
-    conversation = Conversation(pair, system=ask.system, think=ask.think)
+    # A schema leaves no room for thinking.
+    think = ask.think if ask.schema is None else False
+    conversation = Conversation(pair, system=ask.system, think=think)
     return conversation.ask(prompt, options, bar)
 
 
@@ -108,6 +110,7 @@ def record(pair: Pair, answer: Answer, seed: int | None) -> dict[str, object]:
         "text": answer.text,
         "thinking": answer.thinking,
         "token_ids": answer.token_ids,
+        **logprobs(pair, answer),
         **answer.last.stats.as_dict(),
         "finish_reason": answer.last.finish_reason,
         "model": pair.name,
@@ -115,6 +118,22 @@ def record(pair: Pair, answer: Answer, seed: int | None) -> dict[str, object]:
         "kernels": kernels(pair),
         "seed": seed,
         "versions": versions(),
+    }
+
+
+def logprobs(pair: Pair, answer: Answer) -> dict[str, object]:
+    """Log-probabilities, if they were asked for."""
+    if not answer.logprobs:
+        return {}
+
+    def named(token: int, logprob: float) -> dict[str, object]:
+        return {"token": token, "text": pair.tokenizer.decode([token]), "logprob": logprob}
+
+    return {
+        "logprobs": [
+            {**named(one.token, one.logprob), "top": [named(*other) for other in one.top]}
+            for one in answer.logprobs
+        ]
     }
 
 

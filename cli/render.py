@@ -15,6 +15,7 @@ from rich.style import Style
 if TYPE_CHECKING:
     from dflash_mlx.conversation import Piece
     from dflash_mlx.generation import Response
+    from dflash_mlx.logprobs import TokenLogprob
     from dflash_mlx.stats import Stats
 
 DIM = Style(dim=True)
@@ -107,6 +108,7 @@ class Answer:
     text: str = ""
     thinking: str = ""
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     last: Response | None = None
 
     def add(self, piece: Piece) -> None:
@@ -117,6 +119,7 @@ class Answer:
             self.text += piece.text
         if piece.response is not self.last:
             self.token_ids += piece.response.tokens
+            self.logprobs += piece.response.logprobs
             self.last = piece.response
 
 

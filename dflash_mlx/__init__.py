@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from .conversation import Conversation, Piece
     from .errors import DFlashError
     from .generation import Response, generate, rounds, stream_generate
+    from .guide import Guide
     from .loading import Pair, load
+    from .logprobs import TokenLogprob
     from .options import Options
     from .sampling import Sampling
     from .session import Session
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Conversation": "conversation",
     "DFlashError": "errors",
+    "Guide": "guide",
     "Options": "options",
     "Pair": "loading",
     "Piece": "conversation",
@@ -30,6 +33,7 @@ _HOME = {
     "Sampling": "sampling",
     "Session": "session",
     "Stats": "stats",
+    "TokenLogprob": "logprobs",
     "generate": "generation",
     "load": "loading",
     "rounds": "generation",
@@ -39,6 +43,7 @@ _HOME = {
 __all__ = [
     "Conversation",
     "DFlashError",
+    "Guide",
     "Options",
     "Pair",
     "Piece",
@@ -47,6 +52,7 @@ __all__ = [
     "Sampling",
     "Session",
     "Stats",
+    "TokenLogprob",
     "generate",
     "load",
     "rounds",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from .ahead import SCALE, Ahead, AheadStep, Block
-from .decode import DraftDecoder, PlainDecoder, Result, read
+from .decode import DraftDecoder, PlainDecoder, Result, read, result
 from .drafts.dflash import DFlashDraft
 from .loading import Pair
 from .options import Options
@@ -82,12 +82,12 @@ class AdaptiveDecoder(DraftDecoder):
 
     def _decode_plainly(self, anchor: int, room: int) -> Result:
         context = self.session.cache.length
-        result = self.plain.next(anchor, min(room, self._resting))
+        done = self.plain.next(anchor, min(room, self._resting))
         self._resting -= 1
         if self._resting == 0:
             # All of the rest at once: each token is computed while its predecessor is consumed.
             self._chooser.time(0, context, (time.perf_counter() - self._began) / self._rest)
-        return result
+        return done
 
     def _open(self, anchor: int) -> None:
         """Draft the first block, or the first one behind plain tokens."""
@@ -100,18 +100,18 @@ class AdaptiveDecoder(DraftDecoder):
         context, made = self.session.cache.length, len(self.pair.steps)
         self._use(width)
         began = time.perf_counter()
-        result = super().next(anchor, room)
+        done = super().next(anchor, room)
         if len(self.pair.steps) == made:  # else it has waited for a compilation
             self._chooser.time(width, context, time.perf_counter() - began)
-        self._chooser.learn(before, width - 1, result[2])
-        return result
+        self._chooser.learn(before, width - 1, done.accepted)
+        return done
 
     def _use(self, width: int) -> None:
         self._width = width
         self._arm()
 
     def _step_of(self, target: Target, draft: DFlashDraft) -> AheadStep:
-        return AheadStep(target, draft, self.sampling, self._width)
+        return AheadStep(target, draft, self.sampling, self._width, self.logprobs)
 
     def _round(self, anchor: int, step: Any) -> Result:
         cache, context = self.session.cache, self._context
@@ -140,10 +140,7 @@ class AdaptiveDecoder(DraftDecoder):
         mx.eval(ahead.packed, [part for part in ahead.block if part is not None])
         packed, self._block = read(ahead.packed), ahead.block
         self._certainty = [unit / SCALE for unit in packed[1 - self._size :]]
-        if not width:
-            return (), 0, 0
-        accepted, *tokens = packed[: 1 + width]
-        return tuple(tokens[: accepted + 1]), width - 1, accepted
+        return result(packed[: 1 - self._size], width) if width else Result((), 0, 0)
 
 
 class KeepingDecoder(PlainDecoder):

@@ -18,7 +18,7 @@ import mlx.core as mx
 from .drafts.dflash import DFlashDraft
 from .kv import Scalar, State
 from .sampling import Sampling
-from .step import DraftStep
+from .step import DraftStep, reported
 from .targets.base import Target
 
 SEEN = 8  # logits per place that stand for all, where a kernel finds the largest
@@ -38,7 +38,8 @@ class Ahead(NamedTuple):
     Attributes:
         packed: int32 [1 + width + block_size - 1]: accepted and the round's tokens as `accept`
             describes them, then the probabilities of the next block's places in units of 1 /
-            SCALE. Where nothing was verified, these alone.
+            SCALE. Where nothing was verified, these alone. Log-probabilities, if wanted, stand
+            between both.
         block: the next block.
         state: the target's cache; None where nothing was verified.
         context: the draft's cache.
@@ -61,11 +62,12 @@ class AheadStep:
     draft: DFlashDraft
     sampling: Sampling
     width: int
+    logprobs: int | None = None
 
     @property
     def key(self) -> tuple[Hashable, ...]:
         """What tells this step from others of the same pair."""
-        return ("ahead", self.width, self.sampling)
+        return ("ahead", self.width, self.sampling, self.logprobs)
 
     def __call__(
         self,
@@ -88,19 +90,19 @@ class AheadStep:
             state: the target's cache.
             block: what was drafted behind the anchor.
         """
-        whole = DraftStep(
-            self.target, self.draft, self.sampling, self.draft.config.block_size, SEEN
-        )
+        size = self.draft.config.block_size
+        whole = DraftStep(self.target, self.draft, self.sampling, size, SEEN, self.logprobs)
         done = mx.zeros(0, mx.int32)
         if block is not None and state is not None:
             drafted, logq = block.drafted[: self.width - 1], block.logq
             logq = None if logq is None else logq[: self.width - 1]
             verified = mx.concatenate([anchor, drafted])
             judged, features, state = whole.verify(verified, start, state, history)
-            done = whole.accept(drafted, logq, judged, mx.random.split(key)[1])
+            done = whole.accept(drafted, logq, judged.said, mx.random.split(key)[1])
             # Rejected rows trail; the block drafted next is at least as wide and overwrites them.
             context = whole.extend(features, start, context)
             kept, tokens = done[0] + 1, done[1:]
+            done = reported(done, judged, self.logprobs)
             history = mx.concatenate([history, anchor, tokens])[kept + mx.arange(history.size)]
             anchor, start = tokens[kept - 1][None], start + kept
             key = key + mx.array([0, 1], mx.uint32) * kept.astype(mx.uint32)

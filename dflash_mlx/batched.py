@@ -87,10 +87,9 @@ class BatchedMask:
 class BatchedRecurrentView:
     """One recurrent layer's states of several texts, in the protocol of mlx-lm's `ArraysCache`."""
 
-    lengths = None
-
-    def __init__(self, each: Sequence[RecurrentView]) -> None:
+    def __init__(self, each: Sequence[RecurrentView], lengths: mx.array | None = None) -> None:
         self.each = list(each)
+        self.lengths = lengths  # int32 [B]: how many rows of each count; None where all do
 
     def __getitem__(self, index: int) -> mx.array:
         parts = [view[index] for view in self.each]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from mlx_lm.generate import TextStateMachine
 
 from .errors import UsageError
 from .generation import Response, stream_generate
@@ -25,6 +24,7 @@ from .paths import write_whole
 from .prefix.memory import Memory
 from .prefix.tree import common
 from .session import Progress
+from .splitting import Splitter, opens_thinking
 
 FORMAT = "dflash-mlx conversation"
 VERSION = 1
@@ -170,11 +170,21 @@ class Conversation:
 
     def _answer(self, options: Options | None, progress: Progress | None) -> Iterator[Piece]:
         prompt = self.prompt_ids
-        splitter = _Splitter(self.pair.tokenizer, self._opens_thinking(prompt))
-        session = self._memory.recall(prompt, common(prompt, self._render(False)))
+        past, tokenizer = self._render(False), self.pair.tokenizer
+        thinking = tokenizer.has_thinking and opens_thinking(tokenizer, past, prompt)
+        if thinking and options is not None and options.guide is not None:
+            raise UsageError(
+                "the chat template begins answers with thinking, for which a guide leaves no room; "
+                "turn it off with --no-think (think=False)"
+            )
+        splitter = Splitter(tokenizer, thinking=thinking)
+        session = self._memory.recall(prompt, common(prompt, past))
         progress = self._memory.watch(progress)
         for response in stream_generate(self.pair, prompt, options, session, progress):
-            yield from splitter.split(response)
+            pieces = splitter.split(response.text, ended=response.finish_reason is not None)
+            for index, (kind, text) in enumerate(pieces):
+                if text or index == len(pieces) - 1:
+                    yield Piece(text, kind == "thinking", response)
 
     def _render(self, generation_prompt: bool) -> list[int]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -190,48 +200,6 @@ class Conversation:
                 f"the chat template of {self.pair.name} refuses the conversation: {error}"
             ) from error
         return list(ids)
-
-    def _opens_thinking(self, prompt: list[int]) -> bool:
-        """Whether the template begins the answer inside a think block."""
-        tokenizer = self.pair.tokenizer
-        if not tokenizer.has_thinking:
-            return False
-        # What the template adds for the answer: a question may hold markers of its own.
-        past = self._render(False)
-        start = next(
-            (i for i, (a, b) in enumerate(zip(past, prompt, strict=False)) if a != b), len(past)
-        )
-        tail = tokenizer.decode(prompt[start:])
-        return bool(tail.rfind(tokenizer.think_start) > tail.rfind(tokenizer.think_end))
-
-
-class _Splitter:
-    """Tells thinking from answer in streamed text, and takes the markers out."""
-
-    def __init__(self, tokenizer: Any, thinking: bool) -> None:
-        transitions: dict[str, list[tuple[str, str]]] = {}
-        if tokenizer.has_thinking:
-            transitions["answer"] = [(tokenizer.think_start, "thinking")]
-            transitions["thinking"] = [(tokenizer.think_end, "answer")]
-        machine = TextStateMachine(transitions)
-        self._state = machine.make_state("thinking" if thinking else "answer")
-        self._trims = tokenizer.has_thinking  # templates put line breaks around the markers
-        self._begun = False
-
-    def split(self, response: Response) -> Iterator[Piece]:
-        """The pieces of a round, at least one."""
-        self._state, parts = TextStateMachine.split(self._state, response.text)
-        if response.finish_reason:
-            self._state, rest, kind = TextStateMachine.flush(self._state)
-            parts[-1] = (kind, parts[-1][1] + rest)
-        for index, (kind, text) in enumerate(parts):
-            if index:
-                self._begun = False
-            if self._trims and not self._begun:
-                text = text.lstrip("\n")
-            self._begun = self._begun or bool(text)
-            if text or index == len(parts) - 1:
-                yield Piece(text, kind == "thinking", response)
 
 
 def _check_text(messages: list[Message]) -> None:

@@ -5,24 +5,39 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
+import numpy as np
 
 from .drafts.dflash import DFlashDraft
 from .kv import Scalar
 from .loading import Pair
+from .logprobs import TokenLogprob, unpack
 from .options import Options
 from .sampling import Sampling, process
 from .session import Session
-from .step import DraftStep, PlainStep, choose
+from .step import DraftStep, PlainStep, drawn, judge_logits, reported
 from .targets.base import Target
 from .trial import Trial
 
 log = logging.getLogger(__name__)
 
-Result = tuple[tuple[int, ...], int, int]  # tokens, drafted, accepted
 Issued = tuple[mx.array, mx.array | None]  # accepted and token, features; perhaps not computed yet
+
+
+class Result(NamedTuple):
+    """The tokens of a round; how many were drafted and accepted; log-probabilities if wanted."""
+
+    tokens: tuple[int, ...]
+    drafted: int
+    accepted: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    def cut(self, count: int) -> Result:
+        """The first `count` tokens of it."""
+        accepted = min(self.accepted, count)
+        return Result(self.tokens[:count], self.drafted, accepted, self.logprobs[:count])
 
 
 class Decoder:
@@ -32,6 +47,7 @@ class Decoder:
         self.pair = pair
         self.session = session
         self.sampling = options.sampling
+        self.logprobs = options.logprobs
         self.compiled = pair.compiles if options.compiled is None else options.compiled
         self._seed = seed
 
@@ -72,7 +88,7 @@ class PlainDecoder(Decoder):
         super().__init__(pair, session, options, seed)
         # No kernel pays for one row; asked for, they let every width round alike.
         target = pair.by_kernels[0] if pair.kernels.mode == "on" else pair.target
-        self._step = PlainStep(target, options.sampling)
+        self._step = PlainStep(target, options.sampling, options.logprobs)
         self._issued: Issued | None = None
         self._features: mx.array | None = None  # of the last anchor
 
@@ -82,8 +98,8 @@ class PlainDecoder(Decoder):
         packed, self._features = issued
         # A step with penalties needs the token before it in the history, and has to wait.
         ahead = room > 1 and not self.sampling.history
-        self._issued = self._issue(packed[1:], start + 1) if ahead else None
-        return (read(packed)[1],), 0, 0
+        self._issued = self._issue(packed[1:2], start + 1) if ahead else None
+        return result(read(packed), 1)
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         self.session.commit([anchor], None)
@@ -128,7 +144,7 @@ class DraftDecoder(Decoder):
 
     def _step_of(self, target: Target, draft: DFlashDraft) -> Any:
         """A round by these networks."""
-        return DraftStep(target, draft, self.sampling, self._width)
+        return DraftStep(target, draft, self.sampling, self._width, logprobs=self.logprobs)
 
     def next(self, anchor: int, room: int) -> Result:
         kernels = self.pair.kernels
@@ -171,10 +187,10 @@ class DraftDecoder(Decoder):
         # arrays, else every round would copy all keys and values.
         cache.update(state)
         context.update(context_state)
-        accepted, *tokens = read(packed)
+        done = result(read(packed), self._width)
         self._verified = verified
         context.commit(behind)
-        return tuple(tokens[: accepted + 1]), self._width - 1, accepted
+        return done
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         self.session.commit([anchor, *tokens[:-1]], self._verified)
@@ -190,16 +206,34 @@ class DraftDecoder(Decoder):
         return features
 
 
-def first_token(logits: mx.array, prompt: Sequence[int], sampling: Sampling, seed: int) -> int:
-    """The token behind the prompt from its last logits [1, vocab]."""
+def first_token(
+    logits: mx.array,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    seed: int,
+    logprobs: int | None = None,
+    allowed: np.ndarray | None = None,
+) -> Result:
+    """The token behind the prompt from its last logits [1, vocab]; one of those `allowed`."""
     history = recent(prompt, sampling.history)[None] if sampling.history else None
-    key = round_key(seed, len(prompt) - 1)
-    return read(choose(process(logits, history, sampling), sampling, key))[0]
+    mask = None if allowed is None else mx.array(allowed[None])
+    judged = judge_logits(process(logits, history, sampling), sampling, logprobs, mask)
+    token = drawn(judged.said, sampling, round_key(seed, len(prompt) - 1))
+    packed = mx.concatenate([mx.zeros(1, mx.int32), token])
+    return result(read(reported(packed, judged, logprobs)), 1)
 
 
 def read(packed: mx.array) -> list[int]:
     """The round's one transfer to the host."""
     return cast(list[int], packed.tolist())
+
+
+def result(packed: Sequence[int], width: int) -> Result:
+    """A round on the host, from accepted, `width` tokens and perhaps log-probabilities."""
+    accepted = packed[0]
+    tokens = tuple(packed[1 : 2 + accepted])
+    logprobs = unpack(packed[1 + width :], width, tokens)
+    return Result(tokens, width - 1, accepted, logprobs)
 
 
 def recent(ids: Sequence[int], size: int) -> mx.array:

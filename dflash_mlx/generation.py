@@ -18,7 +18,10 @@ import mlx.core as mx
 from .adaptive import AdaptiveDecoder
 from .decode import Decoder, DraftDecoder, PlainDecoder, Result, first_token
 from .errors import UsageError
+from .guide import Matcher
+from .guided import GuidedDecoder, GuidedPlainDecoder, follow
 from .loading import Pair
+from .logprobs import TokenLogprob
 from .options import AUTO, Options
 from .session import Chunk, Progress, Session
 from .stats import Round, Stats
@@ -38,6 +41,7 @@ class Response:
         peak_memory: in GB.
         finish_reason: "stop" or "length" in the last piece, else None.
         stats: counts and times so far; one object for the whole answer.
+        logprobs: of each of `tokens`, if `Options.logprobs` asks for them.
     """
 
     text: str
@@ -50,6 +54,7 @@ class Response:
     peak_memory: float
     finish_reason: str | None
     stats: Stats
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Course:
@@ -85,6 +90,8 @@ class Course:
         self.anchor = -1
         self._stats = stats or Stats()
         self._decoder: Decoder | None = None
+        self._matcher = Matcher(options.guide, pair.words) if options.guide and self.room else None
+        self._first: Result
 
     def prefill(self) -> Iterator[Chunk]:
         """Bring the caches to the end of the prompt, a pass at a time."""
@@ -97,18 +104,27 @@ class Course:
             logits = part.logits
             yield part
         assert logits is not None
-        self.anchor = first_token(logits, self.prompt, self.options.sampling, self.seed)
+        options, matcher = self.options, self._matcher
+        allowed = matcher.allowed() if matcher else None
+        self._first = first_token(
+            logits, self.prompt, options.sampling, self.seed, options.logprobs, allowed
+        )
+        if matcher:
+            follow(matcher, self._first, 1)
+        self.anchor = self._first.tokens[0]
 
     def first(self) -> Round:
         """The token that comes out of the prefill."""
         if self.room == 0:
             return Round((), 0, 0, self.ending)
-        return self._round((self.anchor,), 0, 0)
+        return self._round(self._first)
 
     def next(self) -> Round:
         """The next round, by a decoder of its own."""
         if self._decoder is None:
-            self._decoder = _decoder(self.pair, self.session, self.options, self.seed)
+            self._decoder = _decoder(
+                self.pair, self.session, self.options, self.seed, self._matcher
+            )
         return self._take(self._decoder.next(self.anchor, self.room), self._decoder.commit)
 
     def join(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
@@ -123,15 +139,14 @@ class Course:
 
     def _take(self, result: Result, commit: Callable[[int, Sequence[int]], None]) -> Round:
         """Cut what a round brought where the text ends, and have the rest committed."""
-        tokens, drafted, accepted = result
-        tokens = _cut(tokens, self.room, self.pair.eos_ids)
+        tokens = _cut(result.tokens, self.room, self.pair.eos_ids)
         commit(self.anchor, tokens)
-        return self._round(tokens, drafted, min(accepted, len(tokens)))
+        return self._round(result.cut(len(tokens)))
 
-    def _round(self, tokens: tuple[int, ...], drafted: int, accepted: int) -> Round:
-        self.anchor, self.room = tokens[-1], self.room - len(tokens)
-        self.ending = _ending(tokens, self.room, self.pair.eos_ids)
-        return Round(tokens, drafted, accepted, self.ending)
+    def _round(self, done: Result) -> Round:
+        self.anchor, self.room = done.tokens[-1], self.room - len(done.tokens)
+        self.ending = _ending(done.tokens, self.room, self.pair.eos_ids, self._matcher)
+        return Round(done.tokens, done.drafted, done.accepted, self.ending, done.logprobs)
 
 
 class Telling:
@@ -155,7 +170,8 @@ class Telling:
         tokens, piece, stopped = self._text.add(round_.tokens)
         reason = "stop" if stopped else round_.finish_reason
         if len(tokens) < len(round_.tokens):
-            round_ = Round(tokens, round_.drafted, min(round_.accepted, len(tokens)), reason)
+            accepted, logprobs = min(round_.accepted, len(tokens)), round_.logprobs[: len(tokens)]
+            round_ = Round(tokens, round_.drafted, accepted, reason, logprobs)
         self.stats.add(round_, first=self.stats.generated_tokens == 0)
         if reason:
             piece += self._text.finish()
@@ -237,9 +253,15 @@ def generate(
     return "".join(r.text for r in stream_generate(pair, prompt, options, session))
 
 
-def _decoder(pair: Pair, session: Session, options: Options, seed: int) -> Decoder:
+def _decoder(
+    pair: Pair, session: Session, options: Options, seed: int, matcher: Matcher | None = None
+) -> Decoder:
     """The decoder that `options` asks for and the pair allows."""
-    if pair.draft is None or not options.speculate:
+    plain = pair.draft is None or not options.speculate
+    if matcher is not None:
+        kind = GuidedPlainDecoder if plain else GuidedDecoder
+        return kind(pair, session, options, seed, matcher)
+    if plain:
         return PlainDecoder(pair, session, options, seed)
     if options.block != AUTO:
         return DraftDecoder(pair, session, options, seed)
@@ -272,8 +294,10 @@ def _cut(tokens: tuple[int, ...], room: int, eos_ids: frozenset[int]) -> tuple[i
     return tokens[: min(end, room)]
 
 
-def _ending(tokens: tuple[int, ...], room: int, eos_ids: frozenset[int]) -> str | None:
-    if tokens[-1] in eos_ids:
+def _ending(
+    tokens: tuple[int, ...], room: int, eos_ids: frozenset[int], matcher: Matcher | None
+) -> str | None:
+    if tokens[-1] in eos_ids or (matcher is not None and matcher.ended):
         return "stop"
     return "length" if room == 0 else None
 
@@ -290,4 +314,5 @@ def _response(text: str, round_: Round, reason: str | None, stats: Stats) -> Res
         peak_memory=mx.get_peak_memory() / 1e9,
         finish_reason=reason,
         stats=stats,
+        logprobs=round_.logprobs,
     )

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,12 +24,16 @@ from .drafts.dflash import DFlashDraft
 from .drafts.quantised import GROUP_SIZE, is_quantised, quantise, quantise_as_stored
 from .embedded import embedded_draft, embedded_target
 from .errors import CheckpointError, ModelNotFoundError, PairError, UsageError
+from .guide import words_of
 from .hub import fetch, is_repo_id
 from .kernels.choice import OFF, Kernels
 from .targets import family_of, target_for
 from .targets.base import Target
 from .trial import Trial
 from .width import Calibration
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 # What mlx-lm raises for files that are not what they claim to be.
 UNREADABLE = (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
@@ -75,6 +79,11 @@ class Pair:
         """Target and draft as `kernels` runs them; caches fit both forms."""
         draft = self.draft.with_kernels(self.kernels) if self.draft else None
         return self.target.with_kernels(self.kernels), draft
+
+    @cached_property
+    def words(self) -> LLTokenizer:
+        """The vocabulary as guides read it. Raises as `guide.words_of`."""
+        return words_of(self.tokenizer, self.target.vocab_size, self.eos_ids)
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a text, with the tokenizer's special tokens unless the text begins with them."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import UsageError
+from .guide import Guide
+from .logprobs import MOST
 from .sampling import Sampling
 
 AUTO: Literal["auto"] = "auto"
@@ -25,6 +27,9 @@ class Options:
         seed: 32-bit seed that reproduces a sampled run; None draws one.
         prefill_chunk: prompt tokens per pass.
         compiled: compile the passes of a round (`mx.compile`); None where that pays.
+        logprobs: report each token's log-probability and this many of the most probable tokens at
+            its place, 0 to 20; None reports nothing. `logprobs` tells of which distribution.
+        guide: what the text has to be. With it, block "auto" is the draft's own block.
     """
 
     max_tokens: int = 512
@@ -35,6 +40,8 @@ class Options:
     seed: int | None = None
     prefill_chunk: int = 512
     compiled: bool | None = None
+    logprobs: int | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
@@ -45,6 +52,8 @@ class Options:
             raise UsageError(f"seed is {self.seed}, expected 0 to {2**32 - 1}")
         if self.prefill_chunk < 1:
             raise UsageError(f"prefill_chunk is {self.prefill_chunk}, expected 1 or more")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST:
+            raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MOST}")
         if "" in self.stop:
             raise UsageError("a stop text is empty; every answer would end at once")
 

@@ -15,6 +15,8 @@ import mlx.core as mx
 
 from .errors import UsageError
 
+COLDEST = 1e-6  # below, dividing by the temperature overflows float32 sooner or later
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -44,6 +46,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, math.inf)
+        if 0 < self.temperature < COLDEST:
+            raise UsageError(f"temperature is {self.temperature}, expected 0 or at least {COLDEST}")
         _check("top_p", self.top_p, 0, 1)
         _check("top_k", self.top_k, 0, math.inf)
         _check("min_p", self.min_p, 0, 1)
@@ -117,6 +121,21 @@ def process(logits: mx.array, history: mx.array | None, sampling: Sampling) -> m
         rows = mx.arange(logits.shape[0])[:, None]
         logits = logits.at[rows, tokens].subtract(sampling.frequency_penalty * known)
     return logits
+
+
+def restrict(logits: mx.array, allowed: mx.array) -> mx.array:
+    """Rule tokens out.
+
+    Args:
+        logits: float32 [rows, vocab].
+        allowed: uint32 [rows, ceil(vocab / 32)]: bit i % 32 of word i // 32 stands for token i.
+
+    Returns:
+        float32 [rows, vocab], -inf for what is not allowed.
+    """
+    bits = (allowed[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+    bits = bits.reshape(logits.shape[0], -1)[:, : logits.shape[1]]
+    return mx.where(bits.astype(mx.bool_), logits, -mx.inf)
 
 
 def log_distribution(logits: mx.array, sampling: Sampling) -> mx.array:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .logprobs import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -15,12 +19,14 @@ class Round:
         drafted: tokens the target verified besides the anchor; 0 in plain decoding.
         accepted: drafted tokens kept, the bonus not counted.
         finish_reason: "stop" or "length" in the last round, else None.
+        logprobs: of each token, if wanted.
     """
 
     tokens: tuple[int, ...]
     drafted: int
     accepted: int
     finish_reason: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -15,8 +16,21 @@ from .accept import accept_greedy, accept_sampled
 from .drafts.dflash import DFlashDraft
 from .drafts.shortlist import Proposal, Shortlist
 from .kv import Scalar, State
-from .sampling import Sampling, log_distribution, process
+from .logprobs import pack
+from .sampling import Sampling, log_distribution, process, restrict
 from .targets.base import Target
+
+
+class Judged(NamedTuple):
+    """What the target says behind each row of a pass.
+
+    Attributes:
+        said: its choice, int32 [rows], if sampling is greedy, else log p, float32 [rows, vocab].
+        logits: float32 [rows, vocab], processed; None unless log-probabilities are wanted.
+    """
+
+    said: mx.array
+    logits: mx.array | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,27 +39,27 @@ class PlainStep:
 
     target: Target
     sampling: Sampling
+    logprobs: int | None = None
 
     @property
     def key(self) -> tuple[Hashable, ...]:
         """What tells this step from others of the same pair."""
-        return (1, self.sampling)
+        return (1, self.sampling, self.logprobs)
 
     def __call__(
         self, anchor: mx.array, start: Scalar, state: State, history: mx.array, key: mx.array
     ) -> tuple[mx.array, mx.array | None, State]:
         """Take int32 [1] at position `start` to int32 [2] (0 accepted, the next token).
 
-        Also returns the anchor's features, None without taps, and the new state.
+        If wanted, log-probabilities follow. Also returns the anchor's features, None without taps,
+        and the new state.
         """
         hidden, features, state = self.target.forward(anchor[None], start, state)
         rows = histories(history, anchor)
-        if self.sampling.greedy:
-            token = most_probable(self.target, hidden, rows, self.sampling)
-        else:
-            logits = process(self.target.logits(hidden)[0], rows, self.sampling)
-            token = choose(logits, self.sampling, key)
-        return mx.concatenate([mx.zeros(1, mx.int32), token]), features, state
+        judged = judge(self.target, hidden, rows, self.sampling, self.logprobs)
+        token = drawn(judged.said, self.sampling, key)
+        packed = mx.concatenate([mx.zeros(1, mx.int32), token])
+        return reported(packed, judged, self.logprobs), features, state
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +71,12 @@ class DraftStep:
     sampling: Sampling
     width: int
     seen: int = 1  # how many of a place's largest logits the draft gets at least
+    logprobs: int | None = None
 
     @property
     def key(self) -> tuple[Hashable, ...]:
         """What tells this step from others of the same pair."""
-        return (self.width, self.sampling)
+        return (self.width, self.sampling, self.logprobs)
 
     def __call__(
         self,
@@ -88,16 +103,16 @@ class DraftStep:
             key: random key of this round.
 
         Returns:
-            int32 [1 + width] as `accept` describes; features [1, width, ...] of the verified
-            rows; the new states of target and draft.
+            int32 [1 + width] as `accept` describes, and log-probabilities behind it if wanted;
+            features [1, width, ...] of the verified rows; the new states of target and draft.
         """
         draft_key, accept_key = mx.random.split(key)
         context = self.extend(features, features_start, context)
         (drafted, logq, _), context = self.propose(anchor, start, context, history, draft_key)
         block = mx.concatenate([anchor, drafted])
         judged, verified, state = self.verify(block, start, state, history)
-        packed = self.accept(drafted, logq, judged, accept_key)
-        return packed, verified, state, context
+        packed = self.accept(drafted, logq, judged.said, accept_key)
+        return reported(packed, judged, self.logprobs), verified, state, context
 
     def extend(self, features: mx.array | None, features_start: Scalar, context: State) -> State:
         """Add the features of what the last round kept to the draft's context."""
@@ -110,38 +125,38 @@ class DraftStep:
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
     ) -> tuple[Proposal, State]:
         """Tokens for the `width - 1` places behind the anchor; the new context."""
+        hidden, logits, context = self.look(anchor, start, context, history)
+        return self.draft.propose(hidden, logits, anchor, self.sampling, key), context
+
+    def look(
+        self, anchor: mx.array, start: Scalar, context: State, history: mx.array
+    ) -> tuple[mx.array, mx.array | Shortlist, State]:
+        """What the draft chooses from, as `DFlashDraft.propose` takes it; the new context."""
         masks = mx.full(self.width - 1, self.draft.config.mask_token_id, mx.int32)
         block = self.target.embed_block(mx.concatenate([anchor, masks])[None])
         hidden, context = self.draft.forward(block, start, context)
         hidden = hidden[:, 1:]
         # The draft does not know its own block while it draws it, only what stands before.
         logits = self._logits(hidden.astype(self.target.dtype), histories(history, anchor))
-        return self.draft.propose(hidden[0], logits, anchor, self.sampling, key), context
+        return hidden[0], logits, context
 
     def verify(
         self, block: mx.array, start: Scalar, state: State, history: mx.array
-    ) -> tuple[mx.array, mx.array, State]:
-        """What the target says behind each row of the block; features of the rows; the new state.
-
-        That is its choice, int32 [width], if sampling is greedy, else log p, float32
-        [width, vocab].
-        """
+    ) -> tuple[Judged, mx.array, State]:
+        """What the target says behind each row of the block; its rows' features; the new state."""
         hidden, verified, state = self.target.forward(block[None], start, state)
         assert verified is not None
         rows = histories(history, block)
-        if self.sampling.greedy:
-            return most_probable(self.target, hidden, rows, self.sampling), verified, state
-        logits = process(self.target.logits(hidden)[0], rows, self.sampling)
-        return log_distribution(logits, self.sampling), verified, state
+        return judge(self.target, hidden, rows, self.sampling, self.logprobs), verified, state
 
     def accept(
-        self, drafted: mx.array, logq: mx.array | None, judged: mx.array, key: mx.array
+        self, drafted: mx.array, logq: mx.array | None, said: mx.array, key: mx.array
     ) -> mx.array:
         """What of the drafted tokens is kept, and the bonus, as `accept` packs them."""
         if self.sampling.greedy:
-            return accept_greedy(drafted, judged)
+            return accept_greedy(drafted, said)
         assert logq is not None
-        return accept_sampled(drafted, logq, judged, key)
+        return accept_sampled(drafted, logq, said, key)
 
     def _logits(self, hidden: mx.array, history: mx.array | None) -> mx.array | Shortlist:
         """What the draft chooses from, behind hidden states [1, width - 1, hidden_size]."""
@@ -156,22 +171,55 @@ class DraftStep:
         return process(logits, history, self.sampling)
 
 
-def most_probable(
-    target: Target, hidden: mx.array, history: mx.array | None, sampling: Sampling
-) -> mx.array:
-    """The target's greedy choice behind each of the rows [1, L, hidden_size]: int32 [L]."""
-    best = target.best(hidden[0]) if sampling.untouched else None
-    if best is not None:
-        return best.ids[:, 0]
+def judge(
+    target: Target,
+    hidden: mx.array,
+    history: mx.array | None,
+    sampling: Sampling,
+    logprobs: int | None = None,
+    allowed: mx.array | None = None,
+) -> Judged:
+    """What the target says behind each of the rows [1, L, hidden_size].
+
+    Of the tokens that are `allowed`, as `restrict` takes them.
+    """
+    if sampling.greedy and sampling.untouched and logprobs is None and allowed is None:
+        best = target.best(hidden[0])
+        if best is not None:
+            return Judged(best.ids[:, 0], None)
     logits = process(target.logits(hidden)[0], history, sampling)
-    return mx.argmax(logits, axis=-1).astype(mx.int32)
+    return judge_logits(logits, sampling, logprobs, allowed)
+
+
+def judge_logits(
+    logits: mx.array,
+    sampling: Sampling,
+    logprobs: int | None = None,
+    allowed: mx.array | None = None,
+) -> Judged:
+    """What processed logits [rows, vocab] say of the tokens that are `allowed`."""
+    if allowed is not None:
+        logits = restrict(logits, allowed)
+    greedy = sampling.greedy
+    said = mx.argmax(logits, -1).astype(mx.int32) if greedy else log_distribution(logits, sampling)
+    return Judged(said, None if logprobs is None else logits)
 
 
 def choose(logits: mx.array, sampling: Sampling, key: mx.array) -> mx.array:
     """One token per row of processed logits [rows, vocab]: int32 [rows]."""
-    if sampling.greedy:
-        return mx.argmax(logits, axis=-1).astype(mx.int32)
-    return mx.random.categorical(log_distribution(logits, sampling), key=key).astype(mx.int32)
+    return drawn(judge_logits(logits, sampling).said, sampling, key)
+
+
+def drawn(said: mx.array, sampling: Sampling, key: mx.array) -> mx.array:
+    """One token of each row that was judged: int32 [rows]."""
+    return said if sampling.greedy else mx.random.categorical(said, key=key).astype(mx.int32)
+
+
+def reported(packed: mx.array, judged: Judged, logprobs: int | None) -> mx.array:
+    """A round as `accept` packs it, with the log-probabilities of its tokens if wanted."""
+    if logprobs is None or judged.logits is None:
+        return packed
+    return mx.concatenate([packed, pack(judged.logits, packed[1:], logprobs)])
 
 
 def histories(history: mx.array, block: mx.array) -> mx.array | None:

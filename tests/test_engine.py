@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+import dflash_mlx.engine.engine as engine_module
 from dflash_mlx.engine import Engine, EngineOptions, Ticket
 from dflash_mlx.engine.memory import size_of
 from dflash_mlx.engine.prefixes import Fresh
@@ -329,6 +330,33 @@ def test_an_error_leaves_others_alone(caplog: pytest.LogCaptureFixture) -> None:
         ]
         assert (engine.counters.failed, engine.counters.finished) == (1, 3)
     assert "could not be stored" in caplog.text
+
+
+def test_a_consumer_that_cannot_be_notified(caplog: pytest.LogCaptureFixture) -> None:
+    def gone() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    with Engine(tiny_pair()) as engine:
+        ticket = engine.submit([1, 2], options(5), notify=gone)
+        assert len(ids_of(told(ticket))) == 5
+        assert len(ids_of(told(engine.submit([1, 2], options(5))))) == 5
+    assert "could not be notified" in caplog.text
+
+
+def test_a_failed_pass_ends_those_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine_module, "run_round", broken)
+    pair = tiny_pair()
+    with Engine(pair) as engine:
+        jobs = [options(30), options(30), replace(options(9), block=2)]
+        tickets = [engine.submit(prompt_of(4), job) for job in jobs]
+        assert len(ids_of(told(tickets[2]))) == 9
+        for ticket in tickets[:2]:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                told(ticket)
+        assert engine.counters.failed == 2
 
 
 def test_close_ends_what_runs_and_what_waits() -> None:

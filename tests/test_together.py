@@ -89,7 +89,7 @@ def play(pair: Pair, texts: Sequence[Text], width: int, right: Sequence[int]) ->
     pair.draft.follow([text.script for text in texts])
     done = run_round(pair, [text.course for text in texts], width)
     for text, count, (result, commit) in zip(texts, right, done, strict=True):
-        assert result[1:] == (width - 1, min(count, width - 1))
+        assert (result.drafted, result.accepted) == (width - 1, min(count, width - 1))
         text.ids += text.course.join(result, commit).tokens
         text.check()
 

@@ -22,7 +22,7 @@ from ..kv import Scalar, State
 from ..loading import Pair
 from ..options import Options
 from ..session import Session
-from ..step import DraftStep
+from ..step import DraftStep, Judged
 from ..targets.base import Target
 
 WARM_ROUNDS = 4
@@ -84,13 +84,13 @@ class TimedStep(DraftStep):
 
     def verify(
         self, block: mx.array, start: Scalar, state: State, history: mx.array
-    ) -> tuple[mx.array, mx.array, State]:
+    ) -> tuple[Judged, mx.array, State]:
         return self.clock.wait("verify", super().verify(block, start, state, history))
 
     def accept(
-        self, drafted: mx.array, logq: mx.array | None, judged: mx.array, key: mx.array
+        self, drafted: mx.array, logq: mx.array | None, said: mx.array, key: mx.array
     ) -> mx.array:
-        return self.clock.wait("accept", super().accept(drafted, logq, judged, key))
+        return self.clock.wait("accept", super().accept(drafted, logq, said, key))
 
 
 class TimedDecoder(DraftDecoder):
@@ -101,7 +101,9 @@ class TimedDecoder(DraftDecoder):
         super().__init__(pair, session, replace(options, compiled=False), seed)
 
     def _step_of(self, target: Target, draft: DFlashDraft) -> DraftStep:
-        return TimedStep(target, draft, self.sampling, self._width, clock=self.clock)
+        return TimedStep(
+            target, draft, self.sampling, self._width, logprobs=self.logprobs, clock=self.clock
+        )
 
     def next(self, anchor: int, room: int) -> Result:
         kernels = self.pair.kernels
@@ -145,11 +147,11 @@ def _answer(pair: Pair, prompt: Sequence[int], options: Options) -> tuple[int, C
     seed = options.seed or 0
     session = Session(pair.target, pair.draft)
     logits, _ = session.prefill(prompt, chunk=options.prefill_chunk)
-    anchor = first_token(logits, prompt, options.sampling, seed)
+    anchor = first_token(logits, prompt, options.sampling, seed).tokens[0]
     decoder = TimedDecoder(pair, session, options, seed)
     room, rounds, began = options.max_tokens - 1, 0, time.perf_counter()
     while room > 0 and anchor not in pair.eos_ids:
-        tokens, _, _ = decoder.next(anchor, room)
+        tokens = decoder.next(anchor, room).tokens
         decoder.commit(anchor, tokens)
         rounds, room = rounds + 1, room - len(tokens)
         anchor = next((t for t in tokens if t in pair.eos_ids), tokens[-1])

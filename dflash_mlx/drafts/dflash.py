@@ -25,7 +25,7 @@ from ..kv import KVCache, Scalar
 from ..sampling import Sampling, log_distribution
 from .joined import Joined
 from .rope import Rotary
-from .shortlist import Proposal, Shortlist, Wanted
+from .shortlist import Candidates, Proposal, Shortlist, Wanted, largest
 
 
 class Attention(nn.Module):
@@ -264,3 +264,16 @@ class DFlashDraft(nn.Module):
             return Proposal(mx.argmax(logits, axis=-1).astype(mx.int32), None, logits)
         logq = log_distribution(logits, sampling)
         return Proposal(mx.random.categorical(logq, key=key).astype(mx.int32), logq, logq)
+
+    def candidates(
+        self, hidden: mx.array, logits: mx.array | Shortlist, anchor: mx.array, count: int
+    ) -> Candidates:
+        """What the host may choose from instead, about `count` tokens a place.
+
+        Args:
+            hidden, logits, anchor: as `propose` takes them.
+            count: of DFlash 1; DFlash 2 has as many candidates as it was trained with.
+        """
+        if not isinstance(logits, Shortlist):
+            logits = largest(logits, min(count, logits.shape[-1]))
+        return Candidates(logits.ids, logits.logits[:, None])

@@ -23,7 +23,7 @@ from ..kernels.selector import convolution, path
 from ..sampling import Sampling, log_distribution
 from .dflash import DFlashDraft, Layer
 from .rope import Rotary
-from .shortlist import Proposal, Shortlist, Wanted
+from .shortlist import Candidates, Proposal, Shortlist, Wanted, largest
 
 
 class GroupedDynamicCausalConv(nn.Module):
@@ -108,7 +108,7 @@ class CandidateSelector(nn.Module):
             ids, int32 [n, k], in no order; float32 [n, k, k], where [i, a, b] is the score of
             candidate b at place i behind candidate a at place i - 1 (behind the anchor at 0).
         """
-        ids, unary = logits if isinstance(logits, Shortlist) else self._largest(logits)
+        ids, unary = self.shortlist(logits)
         first = mx.broadcast_to(anchor, (1, self._count))
         weight = self.hidden_projection(hidden)[:, None].astype(mx.float32)
         before = self.predecessor_codebook(mx.concatenate([first, ids[:-1]])).astype(mx.float32)
@@ -120,10 +120,11 @@ class CandidateSelector(nn.Module):
         """Which logits it looks at."""
         return Wanted(self._count, self._vocabulary)
 
-    def _largest(self, logits: mx.array) -> Shortlist:
-        real = logits[:, : self._vocabulary]
-        ids = mx.argpartition(real, -self._count, axis=-1)[:, -self._count :].astype(mx.int32)
-        return Shortlist(ids, mx.take_along_axis(real, ids, axis=-1))
+    def shortlist(self, logits: mx.array | Shortlist) -> Shortlist:
+        """The candidates among logits [n, vocab], if they were not found yet."""
+        if isinstance(logits, Shortlist):
+            return logits
+        return largest(logits[:, : self._vocabulary], self._count)
 
 
 class DFlash2Draft(DFlashDraft):
@@ -178,3 +179,11 @@ class DFlash2Draft(DFlashDraft):
         everywhere = mx.full((ids.shape[0], self.config.vocab_size), -mx.inf)
         logq = mx.put_along_axis(everywhere, ids, found.rows, axis=-1)
         return Proposal(found.drafted, logq, found.rows)
+
+    def candidates(
+        self, hidden: mx.array, logits: mx.array | Shortlist, anchor: mx.array, count: int
+    ) -> Candidates:
+        """See `DFlashDraft.candidates`; behind a token that is none, the head's logits count."""
+        found = self.candidate_selector.shortlist(logits)
+        ids, scores = self.candidate_selector(hidden, found, anchor)
+        return Candidates(ids, mx.concatenate([scores, found.logits[:, None]], axis=1))

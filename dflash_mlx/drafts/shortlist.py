@@ -21,6 +21,20 @@ class Shortlist(NamedTuple):
     logits: mx.array
 
 
+class Candidates(NamedTuple):
+    """What may be drafted at each place of a block.
+
+    Attributes:
+        ids: int32 [n, k], different ones in each row.
+        scores: float32 [n, a, k], unnormalised log-probabilities: the last of the `a` rows holds
+            whatever token comes before; where there are others, row j holds behind token j of the
+            place before, at the first place behind the anchor.
+    """
+
+    ids: mx.array
+    scores: mx.array
+
+
 class Proposal(NamedTuple):
     """The drafted tokens of a block.
 
@@ -40,3 +54,9 @@ class Proposal(NamedTuple):
     def certainty(self) -> mx.array:
         """Probability of each place's most probable token by the draft, float32 [n]."""
         return mx.exp(self.rows.max(axis=-1) - mx.logsumexp(self.rows, axis=-1))
+
+
+def largest(logits: mx.array, count: int) -> Shortlist:
+    """The `count` largest of each row [n, vocab], in no order."""
+    ids = mx.argpartition(logits, -count, axis=-1)[:, -count:].astype(mx.int32)
+    return Shortlist(ids, mx.take_along_axis(logits, ids, axis=-1))

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Self
 
@@ -28,6 +27,7 @@ from ..options import Options
 from ..stats import Round
 from .memory import available, size_of
 from .options import Counters, EngineOptions
+from .places import Places
 from .prefixes import Fresh, Prefixes
 from .request import Request
 from .sharing import Group, Sharing
@@ -35,8 +35,6 @@ from .ticket import Ticket
 from .together import Commit, run_round
 
 log = logging.getLogger(__name__)
-
-RECENT = 0.2  # weight of a request's time in the average over the latest ones
 
 
 class Engine:
@@ -59,14 +57,9 @@ class Engine:
         self._size = size_of(pair)
         self._limit = available() if options.memory is None else options.memory
         self._sharing = Sharing(pair, options.together)
-        self._wake = threading.Condition()
-        self._waiting: deque[Request] = deque()  # this and what follows: under the lock
-        self._counters = Counters(memory_limit=self._limit)
-        self._closing = False
+        self._places = Places(options, self._limit)
         self._joining: deque[Request] = deque()  # this and what follows: the model thread's
         self._running: list[Request] = []
-        self._took = 0.0  # seconds a request keeps its place, about
-        self._began: dict[Request, float] = {}
         self._thread = threading.Thread(target=self._run, name="dflash-engine", daemon=True)
         self._thread.start()
 
@@ -101,59 +94,45 @@ class Engine:
                 f"{tokens} tokens of prompt and answer need {_mib(need)} for caches and there are "
                 f"{_mib(self._limit)}; shorten the prompt or ask for fewer tokens"
             )
-        with self._wake:
-            if self._closing:
-                raise Busy("the engine is closed", retry_after=1.0)
-            free = self.options.places - self._counters.running
-            if len(self._waiting) >= self.options.queue + max(free, 0):
-                self._count(refused=1)
-                raise Busy(
-                    f"{len(self._waiting)} requests wait already; try again later",
-                    retry_after=self._wait(),
-                )
-            ticket = Ticket(self._notice, notify)
-            self._waiting.append(Request(list(prompt), options, ticket, need))
-            self._wake.notify()
-            return ticket
+        ticket = Ticket(self._places.notice, notify)
+        self._places.enter(Request(list(prompt), options, ticket, need))
+        return ticket
 
     @property
     def counters(self) -> Counters:
         """What the engine has done so far."""
-        with self._wake:
-            return replace(self._counters, waiting=len(self._waiting))
+        return self._places.counters
 
     def close(self) -> None:
-        """End all answers and the thread. Running ones end with what they have, as if `max_tokens`
-        had been reached; for waiting ones the consumer gets `Busy`."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        """End all answers, and the thread.
+
+        Running ones end with what they have, as if `max_tokens` had been reached; for waiting ones
+        the consumer gets `Busy`.
+        """
+        self._places.close()
         self._thread.join()
 
     # The model thread.
 
     def _run(self) -> None:
         try:
-            while self._sleep():
+            while self._places.sleep(busy=bool(self._joining or self._running)):
                 self._turn()
         except Exception as error:
             self._abandon(error)
             raise
         self._abandon(None)
 
-    def _sleep(self) -> bool:
-        """Wait for something to do; False where it is to end."""
-        with self._wake:
-            while not (self._closing or self._waiting or self._joining or self._running):
-                self._wake.wait()
-            return not self._closing
-
     def _turn(self) -> None:
         """What happens between two rounds, and a round of each request."""
         for request in [*self._joining, *self._running]:
             if request.ticket.cancelled:
                 self._leave(request)
-        self._admit()
+        for request in self._places.give_up():
+            request.ticket.tell(None)
+        while joins := self._places.next():
+            self._joining.append(joins)
+            self._attempt(joins, self._begin)
         if self._joining:
             self._joining.rotate(-1)
             self._attempt(self._joining[-1], self._read)
@@ -164,30 +143,6 @@ class Engine:
                 self._share(group, requests)
             else:
                 self._attempt(requests[0], self._round)
-
-    def _admit(self) -> None:
-        """Give places to those that wait, in their order."""
-        while True:
-            with self._wake:
-                self._drop_cancelled()
-                if not self._fits():
-                    return
-                request = self._waiting.popleft()
-                self._count(running=1, memory=request.memory)
-            self._began[request] = time.monotonic()
-            self._joining.append(request)
-            self._attempt(request, self._begin)
-
-    def _drop_cancelled(self) -> None:
-        for request in [r for r in self._waiting if r.ticket.cancelled]:
-            self._waiting.remove(request)
-            self._count(cancelled=1)
-            request.leave(self._prefixes, None)
-
-    def _fits(self) -> bool:
-        if not self._waiting or self._counters.running >= self.options.places:
-            return False
-        return self._counters.memory + self._waiting[0].memory <= self._limit
 
     def _attempt(self, request: Request, work: Callable[[Request], None]) -> None:
         """Do something for a request; what fails ends this one alone."""
@@ -207,16 +162,16 @@ class Engine:
         assert request.course is not None
         chunk = request.read()
         if chunk is not None:
-            self._count(prefilled=chunk.done - request.done)
+            self._places.count(prefilled=chunk.done - request.done)
             request.done = chunk.done
             self._prefixes.checkpoint(request.course.session)
             if chunk.logits is None:
                 return
-            self._count(cached=chunk.cached)
-            assert request.read() is None  # the first token
+            self._places.count(cached=chunk.cached)
+            request.read()  # nothing is left but the first token
         self._joining.remove(request)
         self._running.append(request)
-        self._count(tokens=len(request.tell(request.course.first()).tokens))
+        self._places.count(tokens=len(request.tell(request.course.first()).tokens))
 
     def _share(self, group: Group, requests: Sequence[Request]) -> None:
         """A round of several requests in one pass; what fails ends them all."""
@@ -227,7 +182,7 @@ class Engine:
             for request in requests:
                 self._leave(request, error)
             return
-        accepted = [result[2] for result, _ in done]
+        accepted = [result.accepted for result, _ in done]
         self._sharing.learn(group, accepted, time.perf_counter() - began)
         for request, (result, commit) in zip(requests, done, strict=True):
             self._attempt(request, partial(self._join, result=result, commit=commit))
@@ -242,7 +197,7 @@ class Engine:
 
     def _tell(self, request: Request, round_: Round) -> None:
         response = request.tell(round_)
-        self._count(
+        self._places.count(
             tokens=len(response.tokens),
             rounds=1,
             drafted=round_.drafted,
@@ -254,10 +209,8 @@ class Engine:
         for group in (self._joining, self._running):
             if request in group:
                 group.remove(request)
-        took = time.monotonic() - self._began.pop(request)
-        self._took += (took - self._took) * (RECENT if self._took else 1.0)
         how = "failed" if error else "finished" if request.over else "cancelled"
-        self._count(**{how: 1}, running=-1, memory=-request.memory)
+        self._places.leave(request, how)
         try:
             request.leave(self._prefixes, error)
         except Exception:
@@ -271,28 +224,10 @@ class Engine:
             if error is None:
                 request.cut()
             self._leave(request, error)
-        with self._wake:
-            self._closing = True
-            while self._waiting:
-                gone = Busy("the engine was closed before this request ran", retry_after=1.0)
-                self._waiting.popleft().ticket.tell(error or gone)
-
-    # Both.
-
-    def _notice(self) -> None:
-        with self._wake:
-            self._wake.notify()
-
-    def _count(self, **more: int) -> None:
-        with self._wake:
-            old = self._counters
-            changes = {name: getattr(old, name) + n for name, n in more.items()}
-            self._counters = replace(old, **changes)
-
-    def _wait(self) -> float:
-        """Seconds until a place in the queue may be free, from how long requests take."""
-        ahead = len(self._waiting) + 1
-        return max(1.0, self._took * ahead / self.options.places)
+        self._places.close()
+        gone = Busy("the engine was closed before this request ran", retry_after=1.0)
+        for request in self._places.give_up(all_of_them=True):
+            request.ticket.tell(error or gone)
 
 
 def _mib(size: int) -> str:

@@ -35,9 +35,12 @@ class Sharing:
     def shares(self, course: Course) -> bool:
         """Whether a generation can share passes: the one place that decides.
 
-        Widths of their own in every round (`block` "auto") make rounds that fit no others.
+        Widths of their own in every round (`block` "auto") make rounds that fit no others, and
+        along a grammar the host has a say in between.
         """
-        return self._together and not (course.drafts and course.options.block == AUTO)
+        options = course.options
+        alone = options.guide is not None or (course.drafts and options.block == AUTO)
+        return self._together and not alone
 
     def groups(self, courses: Sequence[Course]) -> list[Group]:
         """Every generation in one group, in their order by the first of each."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Callable, Iterator
 
 from ..generation import Response
+
+log = logging.getLogger(__name__)
 
 
 class Ticket:
@@ -61,5 +64,8 @@ class Ticket:
     def tell(self, item: Response | BaseException | None) -> None:
         """For the engine: the next response, what went wrong, or None at the end."""
         self._arrived.put(item)
-        if self._notify:
-            self._notify()
+        try:
+            if self._notify:
+                self._notify()
+        except Exception:  # a consumer that is gone, its event loop closed, say
+            log.exception("a consumer could not be notified")

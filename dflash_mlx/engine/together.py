@@ -7,19 +7,19 @@ are chosen, and with which random key: that of the round they would have run alo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from itertools import islice
 
 import mlx.core as mx
 
 from ..accept import accept_greedy, accept_sampled
-from ..decode import Result, recent, round_key
+from ..decode import Result, read, recent, result, round_key
 from ..drafts.dflash import DFlashDraft
 from ..generation import Course
 from ..kv import KVCache
 from ..loading import Pair
-from ..sampling import log_distribution, process
+from ..sampling import process
 from ..session import Session
-from ..step import choose, histories
+from ..step import Judged, drawn, histories, judge_logits, reported
 
 Commit = Callable[[int, Sequence[int]], None]
 
@@ -32,7 +32,7 @@ class Text:
         self.start = course.session.cache.length
         self.anchor = mx.array([course.anchor], mx.int32)
         self.drafted: mx.array
-        self._sampling = course.options.sampling
+        self._sampling, self._logprobs = course.options.sampling, course.options.logprobs
         self._history = recent(course.session.ids, self._sampling.history)
         self._key = round_key(course.seed, self.start)
         self._logq: mx.array | None = None
@@ -47,21 +47,26 @@ class Text:
         return mx.concatenate([self.anchor, self.drafted])
 
     def accept(self, block: mx.array, logits: mx.array) -> mx.array:
-        """What of the block is kept, as `accept` packs it, by the target's logits."""
-        logits = process(logits, histories(self._history, block), self._sampling)
+        """What of the block is kept, as a round of its own packs it, by the target's logits."""
+        judged = self._judge(block, logits)
         if self._sampling.greedy:
-            return accept_greedy(self.drafted, mx.argmax(logits, axis=-1).astype(mx.int32))
-        assert self._logq is not None
-        key = mx.random.split(self._key)[1]
-        return accept_sampled(
-            self.drafted, self._logq, log_distribution(logits, self._sampling), key
-        )
+            packed = accept_greedy(self.drafted, judged.said)
+        else:
+            assert self._logq is not None
+            key = mx.random.split(self._key)[1]
+            packed = accept_sampled(self.drafted, self._logq, judged.said, key)
+        return reported(packed, judged, self._logprobs)
 
     def choose(self, logits: mx.array) -> mx.array:
-        """Of a round without a draft, int32 [2], by the target's logits [1, vocab]."""
-        logits = process(logits, histories(self._history, self.anchor), self._sampling)
-        token = choose(logits, self._sampling, self._key)
-        return mx.concatenate([mx.zeros(1, mx.int32), token])
+        """The same of a round without a draft, by the target's logits [1, vocab]."""
+        judged = self._judge(self.anchor, logits)
+        token = drawn(judged.said, self._sampling, self._key)
+        packed = mx.concatenate([mx.zeros(1, mx.int32), token])
+        return reported(packed, judged, self._logprobs)
+
+    def _judge(self, block: mx.array, logits: mx.array) -> Judged:
+        logits = process(logits, histories(self._history, block), self._sampling)
+        return judge_logits(logits, self._sampling, self._logprobs)
 
 
 def run_round(pair: Pair, courses: Sequence[Course], width: int) -> list[tuple[Result, Commit]]:
@@ -86,13 +91,12 @@ def run_round(pair: Pair, courses: Sequence[Course], width: int) -> list[tuple[R
         packed = [t.accept(blocks[i], logits[i]) for i, t in enumerate(texts)]
     else:
         packed = [t.choose(logits[i]) for i, t in enumerate(texts)]
-    rows = cast(list[list[int]], mx.stack(packed).tolist())  # the round's one transfer
+    numbers = iter(read(mx.concatenate(packed)))  # the round's one transfer
     done: list[tuple[Result, Commit]] = []
-    for i, (course, (accepted, *tokens)) in enumerate(zip(courses, rows, strict=True)):
-        own = None if features is None else features[i : i + 1]
-        done.append(
-            ((tuple(tokens[: accepted + 1]), width - 1, accepted), _commit(course, own, width))
-        )
+    for i, (course, own) in enumerate(zip(courses, packed, strict=True)):
+        kept = None if features is None else features[i : i + 1]
+        row = list(islice(numbers, own.size))
+        done.append((result(row, width), _commit(course, kept, width)))
     return done
 
 

@@ -106,9 +106,10 @@ class GatedDeltaTarget(Target):
 
     def open(self, ids: mx.array, start: Starts, state: States) -> HybridPass:
         """Replay what was kept of the last pass, then share out views and masks."""
-        rounds, past = None, []
+        rounds = None
+        past: list[Any]
         if isinstance(state, list):
-            past = [list(p) for p in zip(*(self._settle(s) for s in state), strict=True)]
+            past = self._settle_all(state)
             states: list[Any] = [
                 BatchedRecurrentView([RecurrentView(p) for p in layer]) for layer in past
             ]
@@ -213,10 +214,34 @@ class GatedDeltaTarget(Target):
             lengths = kept[None]
             mask = (mx.arange(rows[0].shape[1]) < kept)[None]
         view = RecurrentView(past, lengths)
+        self._repeat(net, rows, mask, view)
+        return view.past
+
+    def _settle_all(self, states: list[State]) -> list[list[Past]]:
+        """Per recurrent layer, the states of several texts at the start of the pass."""
+        nets = [layer.linear_attn for layer in self.layers if layer.is_linear]
+        settled: list[list[Past]] = [[s["past"][i] for s in states] for i in range(len(nets))]
+        waiting: dict[int, list[int]] = {}  # texts to replay, by how many rows they had
+        for text, state in enumerate(states):
+            if "rows" in state:
+                waiting.setdefault(state["rows"][0][0].shape[1], []).append(text)
+        for size, texts in waiting.items():
+            kept = mx.array([states[t]["kept"] for t in texts], mx.int32)
+            mask = mx.arange(size) < kept[:, None]
+            for i, net in enumerate(nets):
+                parts = zip(*(states[t]["rows"][i] for t in texts), strict=True)
+                rows = [mx.concatenate(list(part)) for part in parts]
+                each = [RecurrentView(settled[i][t]) for t in texts]
+                self._repeat(net, rows, mask, BatchedRecurrentView(each, kept))
+                for text, view in zip(texts, each, strict=True):
+                    settled[i][text] = view.past
+        return settled
+
+    def _repeat(self, net: Any, rows: list[mx.array], mask: mx.array | None, view: Any) -> None:
+        """Run the recurrence over projected rows, for the state that `view` has then."""
         known = {name: Repeat(r) for name, r in zip(self.projections, rows, strict=True)}
         # Its output is dropped, so MLX computes the recurrence alone.
         twin(net, **known)(rows[0], mask=mask, cache=view)
-        return view.past
 
 
 def _passes_of(now: HybridPass, text: int) -> list[dict[str, Any]]:
