@@ -93,6 +93,10 @@ def test_drafts_with_windows(family: str, window: int) -> None:
         assert answer.ids == alone(cache.pair, prompt)
         prompt = prompt + answer.ids
     assert answer.computed == len(question) + 1
+    # What a draft with windows does not need at a prompt's end, another prompt may.
+    leaving = prompt[:60] + prompt_of(10, seed=9)
+    beside = ask(cache, leaving)
+    assert beside.computed <= 10 + 24 and beside.ids == alone(cache.pair, leaving)
     # The context is the one that a prefill makes, as far as the draft sees.
     session, fresh = cache.take(prompt), Session(cache.pair.target, cache.pair.draft)
     fresh.prefill(prompt[: len(session.ids)], chunk=24)
