@@ -45,8 +45,6 @@ from .session import Session
 from .step import DraftStep, histories, judge, reported
 from .targets.base import Target
 
-CANDIDATES = 64  # of DFlash 1, per place
-
 
 @dataclass(frozen=True, eq=False)
 class CandidateStep:
@@ -74,9 +72,10 @@ class CandidateStep:
             history: int32 [sampling.history], the tokens before the anchor, -1 where none.
             key: random key.
         """
-        step = DraftStep(self.target, self.draft, self.sampling, self.width, CANDIDATES)
-        hidden, logits, context = step.look(anchor, start, context, history)
-        ids, scores = self.draft.candidates(hidden, logits, anchor, CANDIDATES)
+        step = DraftStep(self.target, self.draft, self.sampling, self.width)
+        wanted = self.draft.eligible()
+        hidden, logits, context = step.look(anchor, start, context, history, wanted)
+        ids, scores = self.draft.candidates(hidden, logits, anchor)
         noise = None if self.sampling.greedy else mx.random.gumbel(ids.shape, key=key)
         return ids, scores, noise, context
 

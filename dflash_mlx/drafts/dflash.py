@@ -27,6 +27,8 @@ from .joined import Joined
 from .rope import Rotary
 from .shortlist import Candidates, Proposal, Shortlist, Wanted, largest
 
+CANDIDATES = 32  # of each place; as many as a kernel finds at once
+
 
 class Attention(nn.Module):
     """Attention of a block over the context and itself. One set of K/V weights serves both."""
@@ -265,15 +267,22 @@ class DFlashDraft(nn.Module):
         logq = log_distribution(logits, sampling)
         return Proposal(mx.random.categorical(logq, key=key).astype(mx.int32), logq, logq)
 
+    def eligible(self) -> Wanted:
+        """Which logits `candidates` looks at."""
+        return Wanted(CANDIDATES)
+
     def candidates(
-        self, hidden: mx.array, logits: mx.array | Shortlist, anchor: mx.array, count: int
+        self, hidden: mx.array, logits: mx.array | Shortlist, anchor: mx.array
     ) -> Candidates:
-        """What the host may choose from instead, about `count` tokens a place.
+        """What somebody else may choose from: here each place's most probable tokens.
 
         Args:
-            hidden, logits, anchor: as `propose` takes them.
-            count: of DFlash 1; DFlash 2 has as many candidates as it was trained with.
+            hidden, anchor: as `propose` takes them.
+            logits: as `propose` takes them, or those that are `eligible`.
         """
         if not isinstance(logits, Shortlist):
-            logits = largest(logits, min(count, logits.shape[-1]))
-        return Candidates(logits.ids, logits.logits[:, None])
+            logits = largest(logits, min(CANDIDATES, logits.shape[-1]))
+        # By id, however they were found: their order decides what a seed draws.
+        order = mx.argsort(logits.ids, axis=-1)
+        ids, scores = (mx.take_along_axis(part, order, axis=-1) for part in logits)
+        return Candidates(ids, scores[:, None])
