@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dflash_mlx.pairs import EMBEDDED
+from dflash_mlx.span import SINK
 
 from .options import Bits, Dtype, SamplingOptions, Use, option
 
@@ -45,6 +46,10 @@ class Subject:
     draft_bits: int | None
     dtype: str | None
     kernels: str
+    kv_bits: int | None
+    kv_group_size: int
+    draft_window: int | None
+    draft_sink: int
 
     def load(self, quiet: bool, ranks: Ranks) -> Pair:
         """Load it, or this rank's part of it."""
@@ -57,6 +62,10 @@ class Subject:
             draft_bits=self.draft_bits,
             dtype=self.dtype,
             kernels=self.kernels,
+            kv_bits=self.kv_bits,
+            kv_group_size=self.kv_group_size,
+            draft_window=self.draft_window,
+            draft_sink=self.draft_sink,
             quiet=quiet,
             ranks=ranks,
         )
@@ -88,6 +97,28 @@ class PairsOptions:
     draft_bits: Annotated[
         Bits | None, _model("--draft-bits", help="Quantise drafts while loading")
     ] = None
+    kv_bits: Annotated[
+        Bits | None, _model("--kv-bits", help="Keep targets' keys and values in so many bits")
+    ] = None
+    kv_group_size: Annotated[
+        int,
+        _model(
+            "--kv-group-size",
+            help="Elements of them that share a scale: 32, 64 or 128",
+            metavar="N",
+        ),
+    ] = 64
+    draft_window: Annotated[
+        int | None,
+        _model(
+            "--draft-window",
+            help="Full layers of the draft see the last so many tokens alone",
+            metavar="N",
+        ),
+    ] = None
+    draft_sink: Annotated[
+        int, _model("--draft-sink", help="And the first so many", metavar="N")
+    ] = SINK
     dtype: Annotated[
         Dtype | None,
         _model(
@@ -130,6 +161,10 @@ class PairsOptions:
             draft_bits=int(self.draft_bits) if self.draft_bits else None,
             dtype=self.dtype,
             kernels=self.kernels,
+            kv_bits=int(self.kv_bits) if self.kv_bits else None,
+            kv_group_size=self.kv_group_size,
+            draft_window=self.draft_window,
+            draft_sink=self.draft_sink,
         )
 
 
@@ -167,6 +202,14 @@ class MeasureOptions:
             metavar="N,...",
         ),
     ] = None
+    lookup: Annotated[
+        Use,
+        _measured(
+            "--lookup",
+            help="Drafts copied from the text so far: auto with block auto, on with any, off",
+            metavar="WHEN",
+        ),
+    ] = "auto"
     baseline: Annotated[
         list[str] | None,
         _measured(
@@ -217,6 +260,7 @@ class MeasureOptions:
         return Plan(
             max_tokens=self.max_tokens,
             sampling=sampling.sampling(),
+            lookup=self.lookup,
             seed=sampling.seed,
             repeat=self.repeat,
             think=self.think,
@@ -269,6 +313,7 @@ def settings(
         **shared,
         "pairs": [asdict(subject) for subject in subjects],
         "blocks": measure.blocks,
+        "lookup": measure.lookup,
         "baselines": measure.baselines,
         "max_tokens": measure.max_tokens,
         "repeat": measure.repeat,

@@ -109,6 +109,7 @@ class ChatOptions:
             max_tokens=self.max_tokens,
             sampling=sampling.sampling(),
             block=width(speculation.block),
+            lookup=speculation.lookup,
             stop=tuple(self.stop or ()),
             seed=sampling.seed,
             compiled=speculation.compile,

@@ -71,6 +71,12 @@ def _stats(chat: Chat, _: str) -> None:
             f"{drafted.tokens_per_round:.2f} tokens/round in {count(drafted.rounds, 'round')}; "
             f"{drafted.accepted} of {drafted.drafted} drafted tokens accepted"
         )
+    if drafted.copied.rounds:
+        copied = drafted.copied
+        chat.screen.say(
+            f"copied from the text: {copied.accepted} of {copied.drafted} tokens accepted "
+            f"in {count(copied.rounds, 'round')}"
+        )
     for line in bars(drafted.acceptance_histogram):
         chat.screen.say(line)
     if len(drafted.widths) > 1:
@@ -88,6 +94,7 @@ def total(answers: list[Stats]) -> Stats:
         whole.round_tokens += stats.round_tokens
         whole.drafted += stats.drafted
         whole.accepted += stats.accepted
+        whole.copied.add(stats.copied.rounds, stats.copied.drafted, stats.copied.accepted)
         for accepted, rounds in stats.histogram.items():
             whole.histogram[accepted] = whole.histogram.get(accepted, 0) + rounds
         for width, rounds in stats.widths.items():

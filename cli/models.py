@@ -35,16 +35,23 @@ def models(
         Bits | None, typer.Option(help="Memory with the target quantised while loading")
     ] = None,
     draft_bits: Annotated[Bits | None, typer.Option(help="The same for the draft")] = None,
+    kv_bits: Annotated[
+        Bits | None, typer.Option(help="Memory with the target's keys and values in so many bits")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """List the pairs: their sizes, the memory they need, what fits this machine and what is here.
 
     Nothing is downloaded or loaded for it.
     """
+    from dflash_mlx.footprint import GROUP, Kept
     from dflash_mlx.listing import Wanted, every, one
     from dflash_mlx.machine import this_machine
 
-    wanted = Wanted(context, *(int(b) if b else None for b in (bits, draft_bits)))
+    kept = Kept(int(kv_bits), GROUP) if kv_bits else None
+    wanted = Wanted(
+        context, int(bits) if bits else None, int(draft_bits) if draft_bits else None, kept
+    )
     picks = [one(name)] if name is not None else every()
     machine = this_machine()
     console = Console(highlight=False)
@@ -102,11 +109,12 @@ def _pair(pick: Pick, wanted: Wanted, machine: Machine) -> dict[str, Any]:
 
 
 def _memory(pick: Pick, wanted: Wanted, machine: Machine) -> dict[str, Any]:
-    estimate = pick.memory(wanted, machine)
+    estimate, kept = pick.memory(wanted, machine), pick.kv(wanted)
     return {
         "context": wanted.context,
         "bits": pick.target_size.weights.bits or wanted.bits,
         "draft_bits": wanted.draft_bits,
+        "kv_bits": kept.bits if kept else None,
         "dtype": machine.dtype,
         "target": estimate.target,
         "draft": estimate.draft,

@@ -17,6 +17,7 @@ import typer
 
 from dflash_mlx.blas import prefer_openblas
 from dflash_mlx.pairs import EMBEDDED
+from dflash_mlx.span import SINK
 
 if TYPE_CHECKING:
     from dflash_mlx.loading import Pair
@@ -67,6 +68,28 @@ class ModelOptions:
     draft_bits: Annotated[
         Bits | None, _model("--draft-bits", help="Quantise the draft while loading")
     ] = None
+    kv_bits: Annotated[
+        Bits | None, _model("--kv-bits", help="Keep the target's keys and values in so many bits")
+    ] = None
+    kv_group_size: Annotated[
+        int,
+        _model(
+            "--kv-group-size",
+            help="Elements of them that share a scale: 32, 64 or 128",
+            metavar="N",
+        ),
+    ] = 64
+    draft_window: Annotated[
+        int | None,
+        _model(
+            "--draft-window",
+            help="Full layers of the draft see the last so many tokens alone",
+            metavar="N",
+        ),
+    ] = None
+    draft_sink: Annotated[
+        int, _model("--draft-sink", help="And the first so many", metavar="N")
+    ] = SINK
     dtype: Annotated[
         Dtype | None,
         _model(
@@ -96,6 +119,7 @@ class ModelOptions:
             "--draft": self.draft,
             "--draft-bits": self.draft_bits,
             "--draft-revision": self.draft_revision,
+            "--draft-window": self.draft_window,
         }
         for name, value in unused.items():
             if self.no_draft and value is not None:
@@ -114,6 +138,10 @@ class ModelOptions:
             draft_bits=int(self.draft_bits) if self.draft_bits else None,
             dtype=self.dtype,
             kernels=self.kernels,
+            kv_bits=int(self.kv_bits) if self.kv_bits else None,
+            kv_group_size=self.kv_group_size,
+            draft_window=self.draft_window,
+            draft_sink=self.draft_sink,
             revision=self.revision,
             draft_revision=self.draft_revision,
             quiet=quiet,
@@ -198,6 +226,14 @@ class SpeculationOptions:
             metavar="N",
         ),
     ] = None
+    lookup: Annotated[
+        Use,
+        _speculation(
+            "--lookup",
+            help="Drafts copied from the text so far: auto with --block auto, on with any, off",
+            metavar="WHEN",
+        ),
+    ] = "auto"
     compile: Annotated[
         bool | None,
         _speculation(

@@ -235,6 +235,7 @@ def _options(
         max_tokens=how.max_tokens,
         sampling=sampling.sampling(),
         block=width(speculation.block),
+        lookup=speculation.lookup,
         seed=sampling.seed,
         compiled=speculation.compile,
     )

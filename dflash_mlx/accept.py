@@ -1,7 +1,7 @@
 """Which drafted tokens the target keeps: pure functions on arrays.
 
 Row i of the target's output belongs to the position of drafted token i; one row more belongs to
-the bonus. Both functions return int32 [1 + width]: the number of accepted tokens, then the tokens
+the bonus. All functions return int32 [1 + width]: the number of accepted tokens, then the tokens
 of the round, of which the first `accepted + 1` count. One array, so that one transfer brings a
 round to the host.
 """
@@ -50,6 +50,40 @@ def accept_sampled(
     accepted = _leading(mx.log(coins) < log_ratio)
     logp = mx.take(target_logp, accepted, axis=0)
     bonus = mx.random.categorical(_residual(logp, draft_logq, accepted), key=bonus_key)
+    return _packed(drafted, accepted, bonus)
+
+
+def accept_given(drafted: mx.array, target_logp: mx.array, key: mx.array) -> mx.array:
+    """`accept_sampled` where the tokens were not drawn but follow from the text before them.
+
+    q is then 1 at the token and 0 elsewhere: x is kept with probability p(x), and a rejected
+    position is drawn from p without x, normalised.
+
+    Args:
+        drafted: int32 [width - 1].
+        target_logp: float32 [width, vocab], log p.
+        key: random key.
+
+    Returns:
+        int32 [1 + width]: accepted, tokens.
+    """
+    coin_key, bonus_key = mx.random.split(key)
+    coins = mx.random.uniform(shape=drafted.shape, key=coin_key)
+    accepted = _leading(mx.log(coins) < _at(target_logp[:-1], drafted))
+    logp = mx.take(target_logp, accepted, axis=0)
+    # Behind the last drafted token none is rejected: -1 is nobody's id.
+    rejected = mx.take(mx.concatenate([drafted, mx.array([-1], drafted.dtype)]), accepted)
+    bonus = mx.random.categorical(_without(logp, rejected), key=bonus_key)
+    return _packed(drafted, accepted, bonus)
+
+
+def _without(logp: mx.array, token: mx.array) -> mx.array:
+    """Log of p without a token; log p where nothing would be left, as rounding can have it."""
+    left = mx.where(mx.arange(logp.shape[0]) == token, -mx.inf, logp)
+    return mx.where(left.max() > -mx.inf, left, logp)
+
+
+def _packed(drafted: mx.array, accepted: mx.array, bonus: mx.array) -> mx.array:
     kept = mx.arange(drafted.shape[0]) < accepted
     tokens = mx.concatenate([mx.where(kept, drafted, bonus), bonus[None]])
     return mx.concatenate([accepted[None], tokens.astype(mx.int32)])

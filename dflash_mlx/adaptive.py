@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from .ahead import SCALE, Ahead, AheadStep, Block
-from .decode import DraftDecoder, PlainDecoder, Result, read, result
+from .copying import GivenDecoder
+from .decode import Decoder, DraftDecoder, PlainDecoder, Result, read, result
 from .drafts.dflash import DFlashDraft
 from .loading import Pair
+from .lookup import Lookup
 from .options import Options
 from .session import Session
 from .targets.base import Target
@@ -29,7 +31,15 @@ class Chooser(Protocol):
     def learn(self, certainty: Sequence[float], verified: int, accepted: int) -> None:
         """Take note of a round."""
 
-    def time(self, width: int, context: int, seconds: float) -> None:
+    def copy(
+        self, tokens: Sequence[float], certainty: Sequence[float], context: int, most: int
+    ) -> int:
+        """Tokens to verify with a lookup draft; 0 to do without it."""
+
+    def copied(self, accepted: int) -> None:
+        """Take note of a round with a lookup draft."""
+
+    def time(self, width: int, context: int, seconds: float, given: bool = False) -> None:
         """Take note of what it took; width 0 is a token decoded plainly."""
 
 
@@ -45,7 +55,13 @@ class AdaptiveDecoder(DraftDecoder):
     """
 
     def __init__(
-        self, pair: Pair, session: Session, options: Options, seed: int, chooser: Chooser
+        self,
+        pair: Pair,
+        session: Session,
+        options: Options,
+        seed: int,
+        chooser: Chooser,
+        lookup: bool = False,
     ) -> None:
         super().__init__(pair, session, options, seed)
         assert pair.draft is not None
@@ -56,8 +72,20 @@ class AdaptiveDecoder(DraftDecoder):
         self._began = 0.0
         self._block: Block | None = None
         self._certainty: list[float] = []
+        self._lookup = Lookup() if lookup else None
+        self._given = GivenDecoder(pair, session, options, seed)
+        self._last: Decoder = self  # who ran the last round
 
     def next(self, anchor: int, room: int) -> Result:
+        given = self._given_for(anchor, room)
+        if given and not self.plain.ahead:
+            return self._copy(anchor, given)
+        self._last = self
+        # A pass issued ahead would be in the way of the lookup draft.
+        return self._next(anchor, 1 if given and self._resting else room)
+
+    def _next(self, anchor: int, room: int) -> Result:
+        """A round without a lookup draft."""
         if self._resting == 0:
             if self._block is None:
                 self._open(anchor)
@@ -70,8 +98,8 @@ class AdaptiveDecoder(DraftDecoder):
         return self._decode_plainly(anchor, room)
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
-        if self._block is None:
-            self.plain.commit(anchor, tokens)
+        if self._last is not self or self._block is None:
+            (self.plain if self._last is self else self._last).commit(anchor, tokens)
             return
         self.session.commit([anchor, *tokens[:-1]], None)
         self._context.commit(len(tokens))
@@ -80,6 +108,29 @@ class AdaptiveDecoder(DraftDecoder):
         """Run a round and leave everything as it was, but for rows that do not count."""
         self._use(width)
         self._guarded(0, self.pair.kernels.active)
+
+    def _given_for(self, anchor: int, room: int) -> Sequence[int]:
+        """The lookup draft of the next round; empty where there is none, or it promises less."""
+        match = self._lookup.follow(self.session.ids, anchor) if self._lookup else None
+        if self._lookup is None or match is None:
+            return ()
+        certainty = self._certainty if self._block is not None else ()
+        tokens = self._lookup.expected(match)
+        width = self._chooser.copy(tokens, certainty, self.session.cache.length, room)
+        width = self.pair.ranks.agree(width)
+        return match.tokens[: width - 1] if width else ()
+
+    def _copy(self, anchor: int, given: Sequence[int]) -> Result:
+        context, made = self.session.cache.length, len(self.pair.steps)
+        began = time.perf_counter()
+        done = self._given.verify(anchor, given)
+        seconds = time.perf_counter() - began
+        if len(self.pair.steps) == made:
+            self._chooser.time(len(given) + 1, context, seconds, given=True)
+        self._chooser.copied(done.accepted)
+        # Of no use behind another anchor. A rest goes on, and its clock.
+        self._block, self._began, self._last = None, self._began + seconds, self._given
+        return done
 
     def _decode_plainly(self, anchor: int, room: int) -> Result:
         context = self.session.cache.length
@@ -111,7 +162,8 @@ class AdaptiveDecoder(DraftDecoder):
         self._width = width
         self._arm()
 
-    def _step_of(self, target: Target, draft: DFlashDraft) -> AheadStep:
+    def _step_of(self, target: Target, draft: DFlashDraft | None) -> AheadStep:
+        assert draft is not None
         return AheadStep(target, draft, self.sampling, self._width, self.logprobs)
 
     def _round(self, anchor: int, step: Any) -> Result:
@@ -149,4 +201,4 @@ class KeepingDecoder(PlainDecoder):
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         assert self._features is not None
-        self.session.keep(anchor, self._features)
+        self.session.keep([anchor], self._features)

@@ -11,7 +11,7 @@ the functions here stand for those of `kv.py` and take both. Such a pass is alwa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -103,12 +103,17 @@ class BatchedRecurrentView:
         """As of one."""
 
 
-def views(windows: Windows, state: States, start: Starts) -> list[Any]:
-    """One view per layer; see `kv.views`."""
+def views(
+    windows: Windows,
+    state: States,
+    start: Starts,
+    view: Callable[[list[mx.array] | None, Scalar, Scalar], LayerView] = LayerView,
+) -> list[Any]:
+    """One view per layer; see `kv.views`. Views of several texts are of keys and values in full."""
     if not isinstance(state, list):
         assert not isinstance(start, list)
-        return list(kv.views(windows, state, start))
-    assert isinstance(start, list)
+        return list(kv.views(windows, state, start, view))
+    assert isinstance(start, list) and view is LayerView
     offset = mx.array(start, mx.int32)
     each = [kv.views(windows, s, first) for s, first in zip(state, start, strict=True)]
     return [BatchedView(layer, offset) for layer in zip(*each, strict=True)]
@@ -137,7 +142,7 @@ def masks(
         kv.masks(windows, s, first, rows, ahead, shorthand=shorthand and apart)
         for s, first in zip(state, start, strict=True)
     ]
-    made: dict[tuple[int | None, bool], Any] = {}
+    made: dict[tuple[kv.Window, bool], Any] = {}
     kinds = list(zip(windows, ahead or [False] * len(windows), strict=True))
     for kind, layer in zip(kinds, zip(*each, strict=True), strict=True):
         if kind not in made:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import CheckpointError, UnsupportedError
+from .errors import CheckpointError, UnsupportedError, UsageError
 from .fields import Fields
 from .implemented import check_implemented
 from .rope import Rope, read_rope
+from .span import Span
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
@@ -54,6 +55,7 @@ class DraftConfig:
             included (Gemma's), as in the published MLX code; the PyTorch code multiplies the
             bare table.
         dflash2: None for a DFlash 1 draft.
+        span: what full layers keep of their context; None for all of it. No checkpoint says so.
     """
 
     hidden_size: int
@@ -78,11 +80,30 @@ class DraftConfig:
     output_multiplier: float
     input_embedding_scale: float
     dflash2: DFlash2 | None = None
+    span: Span | None = None
 
     @property
     def windows(self) -> tuple[int | None, ...]:
         """Per layer: the sliding window in positions, None where attention is full."""
         return tuple(self.sliding_window if t == SLIDING else None for t in self.layer_types)
+
+    @property
+    def spans(self) -> tuple[int | Span | None, ...]:
+        """As `windows`, with `span` in place of full attention."""
+        return tuple(self.span if w is None else w for w in self.windows)
+
+    def with_span(self, span: Span) -> DraftConfig:
+        """The config of a draft that keeps a bounded context.
+
+        Raises:
+            UsageError: it does so already.
+        """
+        if FULL not in self.layer_types:
+            raise UsageError(
+                f"every layer of the draft slides already, over {self.sliding_window} positions; "
+                "leave out --draft-window"
+            )
+        return replace(self, span=span)
 
     def on_scaled_embeddings(self, scale: float) -> DraftConfig:
         """The config for a target whose embeddings come multiplied by `scale` already.

@@ -48,6 +48,10 @@ class CostCurve:
         """A round that verifies `width` tokens behind `context` and drafts a block."""
         return self.target(width, context) + self.drafting(context) + self.host
 
+    def given(self, width: int, context: int) -> float:
+        """A round that verifies tokens which are there already, and drafts none."""
+        return self.target(width, context) + self.host
+
     def plain(self, context: int) -> float:
         """A token decoded without the draft."""
         return self.target(1, context)
@@ -144,27 +148,35 @@ class Corrected:
         self.curve = curve
         self._still = still
         self._common = 0.0  # logarithms
-        self._own: dict[int, float] = {}
+        self._own: dict[int, float] = {}  # negative widths: of rounds that draft nothing
 
     def round(self, width: int, context: int) -> float:
         """As of the curve."""
         return self.curve.round(width, context) * self._factor(width)
 
+    def given(self, width: int, context: int) -> float:
+        """As of the curve."""
+        return self.curve.given(width, context) * self._factor(-width)
+
     def plain(self, context: int) -> float:
         """As of the curve."""
         return self.curve.plain(context) * self._factor(0)
 
-    def time(self, width: int, context: int, seconds: float) -> None:
+    def time(self, width: int, context: int, seconds: float, given: bool = False) -> None:
         """Take note of a round's time; width 0 is a token decoded plainly."""
         if self._still:
             return
-        expected = self.round(width, context) if width else self.plain(context)
+        if given:
+            expected, kind = self.given(width, context), -width
+        else:
+            expected = self.round(width, context) if width else self.plain(context)
+            kind = width
         off = max(-FAR, min(FAR, math.log(max(seconds, 1e-9) / expected)))
         self._common += COMMON * off
-        self._own[width] = self._own.get(width, 0.0) + OWN * off
+        self._own[kind] = self._own.get(kind, 0.0) + OWN * off
 
-    def _factor(self, width: int) -> float:
-        return math.exp(self._common + self._own.get(width, 0.0))
+    def _factor(self, kind: int) -> float:
+        return math.exp(self._common + self._own.get(kind, 0.0))
 
 
 def _between(places: Sequence[int], values: Sequence[float], place: float) -> float:

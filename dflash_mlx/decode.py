@@ -28,17 +28,25 @@ Issued = tuple[mx.array, mx.array | None]  # accepted and token, features; perha
 
 
 class Result(NamedTuple):
-    """The tokens of a round; how many were drafted and accepted; log-probabilities if wanted."""
+    """What a round brought.
+
+    Attributes:
+        tokens, drafted, accepted: as of `stats.Round`.
+        logprobs: of each token, if wanted.
+        copied: the draft was copied from the text.
+    """
 
     tokens: tuple[int, ...]
     drafted: int
     accepted: int
     logprobs: tuple[TokenLogprob, ...] = ()
+    copied: bool = False
 
     def cut(self, count: int) -> Result:
         """The first `count` tokens of it."""
+        tokens, logprobs = self.tokens[:count], self.logprobs[:count]
         accepted = min(self.accepted, count)
-        return Result(self.tokens[:count], self.drafted, accepted, self.logprobs[:count])
+        return self._replace(tokens=tokens, accepted=accepted, logprobs=logprobs)
 
 
 class Decoder:
@@ -55,6 +63,11 @@ class Decoder:
     def next(self, anchor: int, room: int) -> Result:
         """The tokens of the next round, at least one; `room` says how many are wanted."""
         raise NotImplementedError
+
+    @property
+    def ahead(self) -> bool:
+        """Whether a pass is under way that only the next round of this decoder can use."""
+        return False
 
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         """Keep `tokens` of the last round, of which the last becomes the anchor."""
@@ -102,6 +115,10 @@ class PlainDecoder(Decoder):
         self._issued = self._issue(packed[1:2], start + 1) if ahead else None
         return result(read(packed), 1)
 
+    @property
+    def ahead(self) -> bool:
+        return self._issued is not None
+
     def commit(self, anchor: int, tokens: Sequence[int]) -> None:
         self.session.commit([anchor], None)
 
@@ -120,32 +137,28 @@ class PlainDecoder(Decoder):
         return packed, features
 
 
-class DraftDecoder(Decoder):
-    """DFlash: draft a block, verify it, keep the accepted tokens and the bonus."""
+class RoundDecoder(Decoder):
+    """Rounds by a step that kernels can run, too: by them where they are faster."""
 
     def __init__(self, pair: Pair, session: Session, options: Options, seed: int) -> None:
         super().__init__(pair, session, options, seed)
-        assert pair.draft is not None and session.context is not None
-        self._context = session.context
-        self._width = options.width(pair.draft.config.block_size)
         self._chunk = options.prefill_chunk
-        self._verified: mx.array | None = None
-        self._arm()
 
     def _arm(self) -> None:
         """Run rounds by the steps that `_step_of` makes."""
         pair = self.pair
-        assert pair.draft is not None
         self._step = self._fast = self._step_of(pair.target, pair.draft)
         if pair.kernels.active:
-            target, draft = pair.by_kernels
-            assert draft is not None
-            self._fast = self._step_of(target, draft)
+            self._fast = self._step_of(*pair.by_kernels)
         self._trial = pair.trials.setdefault(self._step.key, Trial())
 
-    def _step_of(self, target: Target, draft: DFlashDraft) -> Any:
+    def _step_of(self, target: Target, draft: DFlashDraft | None) -> Any:
         """A round by these networks."""
-        return DraftStep(target, draft, self.sampling, self._width, logprobs=self.logprobs)
+        raise NotImplementedError
+
+    def _round(self, anchor: int, step: Any) -> Result:
+        """Run a round and read what it brought."""
+        raise NotImplementedError
 
     def next(self, anchor: int, room: int) -> Result:
         kernels = self.pair.kernels
@@ -169,6 +182,22 @@ class DraftDecoder(Decoder):
             self.pair.kernels.retire("all", str(error).strip().splitlines()[0])
             self.session.restore(self._chunk)
             return self._round(anchor, self._step)
+
+
+class DraftDecoder(RoundDecoder):
+    """DFlash: draft a block, verify it, keep the accepted tokens and the bonus."""
+
+    def __init__(self, pair: Pair, session: Session, options: Options, seed: int) -> None:
+        super().__init__(pair, session, options, seed)
+        assert pair.draft is not None and session.context is not None
+        self._context = session.context
+        self._width = options.width(pair.draft.config.block_size)
+        self._verified: mx.array | None = None
+        self._arm()
+
+    def _step_of(self, target: Target, draft: DFlashDraft | None) -> Any:
+        assert draft is not None
+        return DraftStep(target, draft, self.sampling, self._width)
 
     def _round(self, anchor: int, step: Any) -> Result:
         cache, context = self.session.cache, self._context

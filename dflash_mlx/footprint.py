@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from .span import Span
 
 GROUP = 64  # parameters that share a scale and a bias
 STEP = 256  # slots are added in this many
@@ -28,24 +30,40 @@ PACKED_ON_DISK = {"mxfp4": 4.25, "int4": 4.5}
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Keys and values in fewer bits; `group` elements share a scale and a bias."""
+
+    bits: int
+    group: int
+
+    def bytes(self, itemsize: int) -> float:
+        """Of an element, where scales have `itemsize`."""
+        return self.bits / 8 + 2 * itemsize / self.group
+
+
+@dataclass(frozen=True)
 class Rows:
     """Layers whose cache grows by a row a token.
 
     Attributes:
         width: elements of a row, keys and values together.
         window: positions a sliding layer sees; None where attention is full.
+        latent: whether a row is one for all heads.
     """
 
     layers: int
     width: int
     window: int | None = None
+    latent: bool = False
 
-    def elements(self, tokens: int) -> int:
-        """Elements in the slots that `tokens` tokens need."""
-        slots = _in_steps(tokens)
-        if self.window is not None:
+    def elements(self, tokens: int, span: Span | None = None) -> int:
+        """Elements in the slots that `tokens` tokens need; full layers may keep a span."""
+        slots, window = _in_steps(tokens), self.window
+        if window is None and span is not None:
+            window = span.recent + span.sink
+        if window is not None:
             # Whole STEPs are dropped before a pass, and one of them is kept beyond the window.
-            slots = min(slots, _in_steps(self.window + 2 * STEP) - STEP + CHUNK)
+            slots = min(slots, _in_steps(window + 2 * STEP) - STEP + CHUNK)
         return self.layers * slots * self.width
 
 
@@ -109,9 +127,21 @@ class TargetShape:
     rows: tuple[Rows, ...]
     recurrent: Recurrent | None = None
 
-    def cache(self, tokens: int, block: int, itemsize: int) -> int:
+    def part(self, ranks: int, staged: bool) -> TargetShape:
+        """What one of several ranks keeps: the rows of its heads, or of its layers if `staged`."""
+        rows = [_part(rows, ranks, staged) for rows in self.rows]
+        old = self.recurrent
+        if old is None or ranks == 1:
+            return TargetShape(tuple(rows), old)
+        if staged:
+            return TargetShape(tuple(rows), replace(old, layers=-(-old.layers // ranks)))
+        sizes = (old.state // ranks, old.inputs // ranks, old.row // ranks)
+        return TargetShape(tuple(rows), Recurrent(old.layers, *sizes))
+
+    def cache(self, tokens: int, block: int, itemsize: int, kv: Kept | None = None) -> int:
         """The cache at `tokens` tokens, with a block behind them."""
-        grown = itemsize * sum(rows.elements(tokens + block) for rows in self.rows)
+        each = kv.bytes(itemsize) if kv else itemsize
+        grown = round(each * sum(rows.elements(tokens + block) for rows in self.rows))
         return grown + (self.recurrent.bytes(block, itemsize) if self.recurrent else 0)
 
 
@@ -124,21 +154,31 @@ class DraftShape:
     taps: int | None = None
     rows: tuple[Rows, ...] | None = None
 
-    def context(self, tokens: int, itemsize: int) -> int | None:
+    @property
+    def grows(self) -> bool:
+        """Whether any layer keeps all of the text."""
+        return any(rows.window is None for rows in self.rows or ())
+
+    def context(self, tokens: int, itemsize: int, span: Span | None = None) -> int | None:
         """The keys and values of `tokens` tokens, and of a block."""
         if self.rows is None or self.block is None:
             return None
-        return itemsize * sum(rows.elements(tokens + self.block) for rows in self.rows)
+        return itemsize * sum(rows.elements(tokens + self.block, span) for rows in self.rows)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a pair takes in memory."""
+    """What a pair takes in memory.
+
+    Attributes:
+        peak: what attention holds in the largest pass, beyond the allowance.
+    """
 
     target: int
     draft: int | None
     cache: int
     context: int | None
+    peak: int = 0
 
     @property
     def allowance(self) -> int:
@@ -148,7 +188,7 @@ class Estimate:
     @property
     def total(self) -> int:
         """Everything that is known."""
-        return self._known() + self.allowance
+        return self._known() + self.peak + self.allowance
 
     @property
     def complete(self) -> bool:
@@ -204,12 +244,25 @@ def target_shape(raw: Mapping[str, Any]) -> TargetShape:
     return TargetShape(tuple(r for r in rows if r.layers), recurrent)
 
 
+def query_heads(raw: Mapping[str, Any]) -> tuple[int, int]:
+    """Heads of a target's queries by its config.json, and their size; raises as `target_shape`."""
+    nested = raw.get("text_config")
+    text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else raw
+    return int(text["num_attention_heads"]), _head_dim(text)
+
+
 def _latent(text: Mapping[str, Any], layers: int) -> tuple[Rows, ...]:
     width = int(text["kv_lora_rank"]) + int(text["qk_rope_head_dim"])
-    rows = (Rows(layers, width),)
+    rows = (Rows(layers, width, latent=True),)
     # The indexer's keys, with a column that stands for its values.
     index = text.get("index_head_dim")
-    return (*rows, Rows(layers, int(index) + 1)) if index else rows
+    return (*rows, Rows(layers, int(index) + 1, latent=True)) if index else rows
+
+
+def _part(rows: Rows, ranks: int, staged: bool) -> Rows:
+    if staged:
+        return replace(rows, layers=-(-rows.layers // ranks))
+    return rows if rows.latent else replace(rows, width=-(-rows.width // ranks))
 
 
 def _kinds(text: Mapping[str, Any], layers: int) -> list[str]:

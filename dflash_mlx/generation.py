@@ -11,11 +11,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import mlx.core as mx
 
 from .adaptive import AdaptiveDecoder
+from .copying import LookupDecoder
 from .decode import Decoder, DraftDecoder, PlainDecoder, Result, first_token
 from .errors import UsageError
 from .guide import Matcher
@@ -69,6 +70,7 @@ class Course:
         room: how many more tokens may come.
         ending: "stop" or "length" once it is over.
         seed: of its random keys.
+        chunk: prompt tokens per pass.
 
     Raises:
         UsageError: as `rounds`.
@@ -84,6 +86,10 @@ class Course:
     ) -> None:
         self.pair, self.prompt, self.options = pair, prompt, options
         self.room = limit_of(pair, prompt, options)
+        self.chunk = options.prefill_chunk
+        if pair.memory is not None and self.room:
+            pair.memory.check(len(prompt), self.room)
+            self.chunk = pair.memory.chunk(self.chunk, len(prompt))
         self.session = session or Session(pair.target, pair.draft)
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
         self.ending: str | None = None if self.room else "length"
@@ -97,8 +103,8 @@ class Course:
         """Bring the caches to the end of the prompt, a pass at a time."""
         if self.room == 0:
             return
-        chunk, logits = self.options.prefill_chunk, None
-        for part in self.session.prefilling(self.prompt, chunk=chunk):
+        logits = None
+        for part in self.session.prefilling(self.prompt, chunk=self.chunk):
             self._stats.prompt_tokens = len(self.prompt)
             self._stats.cached_tokens = part.cached
             logits = part.logits
@@ -146,7 +152,9 @@ class Course:
     def _round(self, done: Result) -> Round:
         self.anchor, self.room = done.tokens[-1], self.room - len(done.tokens)
         self.ending = _ending(done.tokens, self.room, self.pair.eos_ids, self._matcher)
-        return Round(done.tokens, done.drafted, done.accepted, self.ending, done.logprobs)
+        return Round(
+            done.tokens, done.drafted, done.accepted, self.ending, done.logprobs, done.copied
+        )
 
 
 class Telling:
@@ -171,7 +179,7 @@ class Telling:
         reason = "stop" if stopped else round_.finish_reason
         if len(tokens) < len(round_.tokens):
             accepted, logprobs = min(round_.accepted, len(tokens)), round_.logprobs[: len(tokens)]
-            round_ = Round(tokens, round_.drafted, accepted, reason, logprobs)
+            round_ = Round(tokens, round_.drafted, accepted, reason, logprobs, round_.copied)
         self.stats.add(round_, first=self.stats.generated_tokens == 0)
         if reason:
             piece += self._text.finish()
@@ -203,7 +211,8 @@ def rounds(
         progress: called during the prefill with tokens done and to do.
 
     Raises:
-        UsageError: the prompt is empty or longer than the context, or an option does not fit.
+        UsageError: the prompt is empty or longer than the context, prompt and answer do not fit
+            into memory, or an option does not fit.
     """
     options = options or Options()
     course = Course(pair, prompt, options, session, stats)
@@ -213,7 +222,8 @@ def rounds(
     ranks = pair.ranks
     if ranks.size > 1 and options.guide is not None:
         raise UsageError("a guide needs a single process; leave it out, or start just one")
-    what = {"prompt": list(prompt), "options": asdict(options), "drafts": pair.draft is not None}
+    given = asdict(replace(options, prefill_chunk=course.chunk))
+    what = {"prompt": list(prompt), "options": given, "drafts": pair.draft is not None}
     with ranks.running("answer", session=ranks.name(session), **what):
         for part in course.prefill():
             if progress:
@@ -273,15 +283,17 @@ def _decoder(
     pair: Pair, session: Session, options: Options, seed: int, matcher: Matcher | None = None
 ) -> Decoder:
     """The decoder that `options` asks for and the pair allows."""
-    plain = pair.draft is None or not options.speculate
+    drafts = pair.draft is not None and options.speculate
     if matcher is not None:
-        kind = GuidedPlainDecoder if plain else GuidedDecoder
+        kind = GuidedDecoder if drafts else GuidedPlainDecoder
         return kind(pair, session, options, seed, matcher)
-    if plain:
-        return PlainDecoder(pair, session, options, seed)
-    if options.block != AUTO:
-        return DraftDecoder(pair, session, options, seed)
-    return AdaptiveDecoder(pair, session, options, seed, policy_of(pair, options))
+    lookup = options.looks_up(drafts)
+    if drafts and options.block == AUTO:
+        chooser = policy_of(pair, options)
+        return AdaptiveDecoder(pair, session, options, seed, chooser, lookup)
+    decoder: type[Decoder] = DraftDecoder if drafts else PlainDecoder
+    alone = decoder(pair, session, options, seed)
+    return LookupDecoder(pair, session, options, seed, alone) if lookup else alone
 
 
 def limit_of(pair: Pair, prompt: Sequence[int], options: Options) -> int:

@@ -45,8 +45,6 @@ from .session import Session
 from .step import DraftStep, histories, judge, reported
 from .targets.base import Target
 
-CANDIDATES = 64  # of DFlash 1, per place
-
 
 @dataclass(frozen=True, eq=False)
 class CandidateStep:
@@ -74,9 +72,10 @@ class CandidateStep:
             history: int32 [sampling.history], the tokens before the anchor, -1 where none.
             key: random key.
         """
-        step = DraftStep(self.target, self.draft, self.sampling, self.width, CANDIDATES)
-        hidden, logits, context = step.look(anchor, start, context, history)
-        ids, scores = self.draft.candidates(hidden, logits, anchor, CANDIDATES)
+        step = DraftStep(self.target, self.draft, self.sampling, self.width)
+        wanted = self.draft.eligible()
+        hidden, logits, context = step.look(anchor, start, context, history, wanted)
+        ids, scores = self.draft.candidates(hidden, logits, anchor)
         noise = None if self.sampling.greedy else mx.random.gumbel(ids.shape, key=key)
         return ids, scores, noise, context
 
@@ -171,7 +170,8 @@ class GuidedDecoder(DraftDecoder):
     def next(self, anchor: int, room: int) -> Result:
         return follow(self._matcher, super().next(anchor, room), room)
 
-    def _step_of(self, target: Target, draft: DFlashDraft) -> CandidateStep:
+    def _step_of(self, target: Target, draft: DFlashDraft | None) -> CandidateStep:
+        assert draft is not None
         return CandidateStep(target, draft, self.sampling, self._width)
 
     def _round(self, anchor: int, step: Any) -> Result:

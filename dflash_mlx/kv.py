@@ -7,7 +7,8 @@ rejected part of a block is one assignment.
 
 Slot 0 of a layer holds position `base`. Layers with full attention keep base 0 and grow; layers
 with a sliding window move the rows still visible to the front when they run out of slots, which
-bounds their memory and keeps every row at slot `position - base`.
+bounds their memory and keeps every row at slot `position - base`. Where a `Span` keeps the first
+positions, too, these stay in the first slots, and rows move up behind them.
 
 A pass runs in one of two ways. *Exact*: `start` and the bases are ints, and layers see just the
 rows that exist (prefill, and decoding where nothing is compiled). *Fixed*: they are int32
@@ -17,15 +18,18 @@ compiled pass serves every length until the slots run out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 
-Windows = tuple[int | None, ...]  # per layer: the sliding window, None for full attention
+from .span import Span
+
+Window = int | Span | None  # positions a layer sees; None for full attention
+Windows = tuple[Window, ...]
 Scalar = int | mx.array
 # "base": one scalar per distinct window; "layers": [keys, values] per layer, each
-# [1, kv_heads, slots, head_dim], or None before the first pass.
+# [1, kv_heads, slots, head_dim], or None before the first pass. Quantised, there are six arrays.
 State = dict[str, Any]
 # Rows of a layer: of each of its arrays, parts [1, kv_heads, rows, head_dim] in order.
 Pieces = Sequence[Sequence[mx.array]]
@@ -42,21 +46,31 @@ class LayerView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [1, kv_heads, L, head_dim] at `offset`; return what queries may attend to."""
-        all_keys, all_values = self.write(keys, values)
-        if not isinstance(self.offset, int):
-            return all_keys, all_values
-        last = self.offset - int(self._base) + keys.shape[2]
-        return all_keys[..., :last, :], all_values[..., :last, :]
+        all_keys, all_values = self.seen(self.store([keys, values]), keys.shape[2])
+        return all_keys, all_values
 
     def write(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write as above; return all slots, those behind the last row included."""
+        all_keys, all_values = self.store([keys, values])
+        return all_keys, all_values
+
+    def store(self, new: list[mx.array]) -> list[mx.array]:
+        """Write rows at `offset`, an array for each of the layer's; return all slots."""
+        old: Sequence[Any] = self.rows or [None] * len(new)
+        pairs = list(zip(old, new, strict=True))
         if isinstance(self.offset, int):
             first = self.offset - int(self._base)
-            self.rows = [_write(old, new, first) for old, new in self._pairs(keys, values)]
+            self.rows = [_write(there, rows, first) for there, rows in pairs]
         else:
-            pairs = self._pairs(keys, values)
-            self.rows = [mx.slice_update(old, new, self.slot, axes=(2,)) for old, new in pairs]
-        return self.rows[0], self.rows[1]
+            self.rows = [mx.slice_update(o, n, self.slot, axes=(2,)) for o, n in pairs]
+        return self.rows
+
+    def seen(self, rows: list[mx.array], written: int) -> list[mx.array]:
+        """All slots up to the last of the rows just written; all of them in a fixed pass."""
+        if not isinstance(self.offset, int):
+            return rows
+        last = self.offset - int(self._base) + written
+        return [a[..., :last, :] for a in rows]
 
     @property
     def slot(self) -> mx.array:
@@ -65,17 +79,17 @@ class LayerView:
             return mx.array([self.offset - int(self._base)], mx.int32)
         return (self.offset - self._base)[None]
 
-    def _pairs(self, keys: mx.array, values: mx.array) -> list[tuple[Any, mx.array]]:
-        if self.rows is None:
-            return [(None, keys), (None, values)]
-        return [(self.rows[0], keys), (self.rows[1], values)]
 
-
-def views(windows: Windows, state: State, start: Scalar) -> list[LayerView]:
+def views(
+    windows: Windows,
+    state: State,
+    start: Scalar,
+    view: Callable[[list[mx.array] | None, Scalar, Scalar], LayerView] = LayerView,
+) -> list[LayerView]:
     """One view per layer for a pass whose first row is at position `start`."""
     bases = dict(zip(dict.fromkeys(windows), state["base"], strict=True))
     return [
-        LayerView(rows, bases[window], start)
+        view(rows, bases[window], start)
         for window, rows in zip(windows, state["layers"], strict=True)
     ]
 
@@ -104,7 +118,7 @@ def masks(
     Returns:
         bool [rows, keys] per layer, or a shorthand for it.
     """
-    made: dict[tuple[int | None, bool], Any] = {}
+    made: dict[tuple[Window, bool], Any] = {}
     bases = dict(zip(dict.fromkeys(windows), state["base"], strict=True))
     kinds = list(zip(windows, ahead or [False] * len(windows), strict=True))
     for (window, sees_ahead), layer in zip(kinds, state["layers"], strict=True):
@@ -119,9 +133,9 @@ def masks(
     return [made[kind] for kind in kinds]
 
 
-def seen_before(window: int | None, length: int) -> int:
-    """How many of the `length` rows before a position a layer sees from there."""
-    return length if window is None else min(length, window - 1)
+def seen_before(window: Window, length: int) -> int:
+    """How many of the `length` rows before a position a layer sees from there, sinks included."""
+    return length if window is None else min(length, recent_of(window) - 1 + _sink(window))
 
 
 class KVCache:
@@ -170,7 +184,7 @@ class KVCache:
             for i, pair in enumerate(layers):
                 if pair and self.windows[i] == window:
                     # Rolling keeps the number of slots, and so a compiled pass.
-                    layers[i] = [_room(mx.roll(a, -drop, 2) if drop else a, slots) for a in pair]
+                    layers[i] = [_room(_moved(a, drop, _sink(window)), slots) for a in pair]
         # At once: an interrupt must not leave rows that have moved with a base that has not.
         self.state = {"base": bases, "layers": layers}
 
@@ -182,7 +196,7 @@ class KVCache:
             from `length` would read.
         """
         bases = zip(dict.fromkeys(self.windows), self.state["base"], strict=True)
-        if any(w is not None and base > max(0, length - w + 1) for w, base in bases):
+        if any(w is not None and _lacks(w, base, length) for w, base in bases):
             length = 0
         self.length = min(self.length, length)
         if self.length == 0:
@@ -195,10 +209,18 @@ class KVCache:
         self.state = {"base": self.state["base"], "layers": layers}
 
     def skip(self, length: int) -> None:
-        """Go on at position `length` without the rows before it (all layers must slide)."""
+        """Go on at position `length` without the rows before it but the sinks.
+
+        All layers must slide or have a span, and sinks be there already.
+        """
         assert None not in self.windows
         self.length = length
-        self.state["base"] = [length] * len(self.state["base"])
+        self.state["base"] = [length - _sink(w) for w in dict.fromkeys(self.windows)]
+
+    @property
+    def sinks(self) -> int:
+        """How many of the first rows some layer keeps for ever."""
+        return max(map(_sink, self.windows))
 
     def copy(self, index: int, first: int, last: int) -> list[mx.array]:
         """Rows of a layer from position `first` to `last`, in arrays of their own.
@@ -213,8 +235,15 @@ class KVCache:
         """The `seen_before` rows of a sliding layer, as `copy`; None where they were dropped."""
         window = self.windows[index]
         bases = dict(zip(dict.fromkeys(self.windows), self.state["base"], strict=True))
-        first = length - seen_before(window, length)
-        return None if bases[window] > first else self.copy(index, first, length)
+        if window is not None and _lacks(window, bases[window], length):
+            return None
+        seen = seen_before(window, length)
+        sink = min(_sink(window), seen)
+        recent = self.copy(index, length - seen + sink, length)
+        if not sink:
+            return recent
+        sinks = [mx.take(rows, mx.arange(sink), axis=2) for rows in self.state["layers"][index]]
+        return [mx.concatenate([s, r], axis=2) for s, r in zip(sinks, recent, strict=True)]
 
     def resume(
         self, length: int, rows: Sequence[Pieces], past: Sequence[Sequence[mx.array | None]] = ()
@@ -252,13 +281,37 @@ class KVCache:
             "layers": self.state["layers"],
         }
 
-    def _surplus(self, base: int, window: int | None) -> int:
+    def _surplus(self, base: int, window: Window) -> int:
         """How many of the oldest rows to drop before more are written."""
         if window is None:
             return 0
         # STEP rows more than the window stay, so that a chat can step back a little. Rows move by
         # whole STEPs: rarely, and without changing how kernels split attention over the slots.
-        return max(0, self.length - window - STEP - base) // STEP * STEP
+        kept = recent_of(window) + _sink(window) + STEP
+        return max(0, self.length - kept - base) // STEP * STEP
+
+
+def recent_of(window: int | Span) -> int:
+    """How many positions back a row sees less than."""
+    return window.recent if isinstance(window, Span) else window
+
+
+def _sink(window: Window) -> int:
+    return window.sink if isinstance(window, Span) else 0
+
+
+def _lacks(window: int | Span, base: int, length: int) -> bool:
+    """Whether rows were dropped that a row at position `length` would see."""
+    return base > 0 and base + _sink(window) > length - recent_of(window) + 1
+
+
+def _moved(rows: mx.array, drop: int, sink: int) -> mx.array:
+    """`rows` without `drop` of them behind the sinks; those come last, and do not count."""
+    if not drop:
+        return rows
+    if not sink:
+        return mx.roll(rows, -drop, 2)
+    return mx.concatenate([rows[:, :, :sink], mx.roll(rows[:, :, sink:], -drop, 2)], axis=2)
 
 
 def _write(old: mx.array | None, new: mx.array, first: int) -> mx.array:
@@ -289,23 +342,25 @@ def _joined(pieces: Sequence[mx.array]) -> mx.array:
 
 
 def _shorthand(
-    window: int | None, base: Scalar, start: Scalar, rows: int, ahead: bool
+    window: Window, base: Scalar, start: Scalar, rows: int, ahead: bool
 ) -> tuple[str | None] | None:
     """In a tuple, what says the same as the mask; None where only the mask says it."""
     if not isinstance(start, int):
         return None
-    if window is not None and start + rows - int(base) > window:
+    if window is not None and start + rows - int(base) > recent_of(window):
         return None
     return (None,) if ahead or rows == 1 else ("causal",)
 
 
 def _mask(
-    window: int | None, base: Scalar, start: Scalar, rows: int, slots: int, ahead: bool
+    window: Window, base: Scalar, start: Scalar, rows: int, slots: int, ahead: bool
 ) -> mx.array:
     last = start + rows
-    key = base + mx.arange(int(last) - int(base) if isinstance(last, int) else slots)
+    slot = mx.arange(int(last) - int(base) if isinstance(last, int) else slots)
+    sinks = slot < _sink(window)
+    key = mx.where(sinks, slot, base + slot)
     query = (start + mx.arange(rows))[:, None]
     seen = mx.broadcast_to(key < last, (rows, key.size)) if ahead else key <= query
     if window is not None:
-        seen = seen & (key > query - window)
+        seen = seen & ((key > query - recent_of(window)) | sinks)
     return seen

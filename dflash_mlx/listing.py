@@ -11,12 +11,14 @@ from . import catalog, pairs
 from .downloads import Download, hub_cache, in_cache, read
 from .embedded import SMOLLM2, embedded_draft
 from .errors import ModelNotFoundError
-from .footprint import DraftShape, Estimate, Weights
+from .footprint import DraftShape, Estimate, Kept, Weights
 from .machine import Machine
 from .pairs import Known
 from .paths import cache_root
 
 WIDEST = 16  # block of a draft whose own is not known
+# Families whose keys and values are not quantised; `Target.unquantised` says why.
+UNQUANTISED = ("gpt_oss", "kimi_k25", "glm_moe_dsa")
 PRECISIONS: tuple[int | None, ...] = (None, 8, 4)  # None: as published
 
 
@@ -28,11 +30,13 @@ class Wanted:
         context: tokens of prompt and answer together.
         bits: precision of the target; None as it is stored.
         draft_bits: the same for the draft.
+        kv: how the target's keys and values are kept; None in the type that is computed in.
     """
 
     context: int
     bits: int | None = None
     draft_bits: int | None = None
+    kv: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ class Pick:
         weights = self.draft_size.weights
         return weights.on_disk(None) if weights else None
 
+    def kv(self, wanted: Wanted) -> Kept | None:
+        """How keys and values are kept, as wanted where the family allows it."""
+        return None if self.known.family in UNQUANTISED else wanted.kv
+
     def memory(self, wanted: Wanted, machine: Machine) -> Estimate:
         """Bytes in memory on a machine."""
         target, draft = self.target_size, self.draft_size
@@ -97,7 +105,7 @@ class Pick:
         return Estimate(
             target.weights.loaded(wanted.bits, itemsize),
             draft.weights.loaded(wanted.draft_bits, itemsize) if draft.weights else None,
-            target.shape.cache(wanted.context, block, itemsize),
+            target.shape.cache(wanted.context, block, itemsize, self.kv(wanted)),
             draft.shape.context(wanted.context, itemsize),
         )
 
@@ -118,6 +126,9 @@ class Pick:
             words += ["--bits", str(wanted.bits)]
         if wanted.draft_bits and not (self.draft and self.draft.bits):
             words += ["--draft-bits", str(wanted.draft_bits)]
+        kept = self.kv(wanted)
+        if kept:
+            words += ["--kv-bits", str(kept.bits)]
         return shlex.join(words)
 
 

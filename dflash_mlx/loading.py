@@ -22,12 +22,16 @@ from .draftcheck import TEXT, check_draft
 from .drafts import draft_for
 from .drafts.dflash import DFlashDraft
 from .drafts.quantised import GROUP_SIZE, is_quantised, quantise, quantise_as_stored
-from .embedded import embedded_draft, embedded_target
-from .errors import CheckpointError, ModelNotFoundError, PairError, UsageError
+from .errors import CheckpointError, UsageError
+from .finding import check_fit, find_draft, find_target, text_of
+from .fitting import memory_of, shared
 from .guide import words_of
-from .hub import fetch, is_repo_id
 from .kernels.choice import OFF, Kernels, kernels_of
+from .kv_quantised import KVBits
+from .machine import this_machine
+from .memory import Memory
 from .ranks import ALONE, Ranks
+from .span import SINK, span_of
 from .targets import family_of, target_for
 from .targets.base import Target
 from .trial import Trial
@@ -59,6 +63,7 @@ class Pair:
             first used.
         trials: per kind of round, whether kernels make it faster.
         costs: what rounds take here, once that was asked for.
+        memory: what answers take here; None where that is not known, and then nothing is refused.
         calibrations: what is known of the draft's probabilities, of greedy and of sampled text.
     """
 
@@ -74,6 +79,7 @@ class Pair:
     steps: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
     trials: dict[Any, Trial] = field(default_factory=dict, repr=False)
     costs: Corrected | None = field(default=None, repr=False)
+    memory: Memory | None = field(default=None, repr=False)
     calibrations: dict[bool, Calibration] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -110,6 +116,10 @@ def load(
     draft_bits: int | None = None,
     dtype: str | None = None,
     kernels: str = "auto",
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    draft_window: int | None = None,
+    draft_sink: int = SINK,
     revision: str | None = None,
     draft_revision: str | None = None,
     check: bool = True,
@@ -129,6 +139,10 @@ def load(
             own on a GPU, float32 on the CPU.
         kernels: "auto" takes our Metal kernels where they pay, "on" wherever they can run (their
             definitions in plain MLX where there is no Metal), "off" takes none.
+        kv_bits: keep the target's keys and values in 8 or 4 bits.
+        kv_group_size: 32, 64 or 128 of their elements share a scale.
+        draft_window: full layers of the draft see the last so many positions of the text alone,
+        draft_sink: and the first so many.
         revision: branch, tag or commit of a target on the hub.
         draft_revision: the same for the draft.
         check: refuse a draft that does not work as it was loaded (`draftcheck`). False is for
@@ -141,6 +155,10 @@ def load(
     """
     _check_options(bits, draft_bits, dtype)
     chosen = kernels_of(kernels, ranks.size)
+    span = span_of(draft_window, draft_sink) if draft_window is not None else None
+    kept = KVBits(kv_bits, kv_group_size) if kv_bits is not None else None
+    if kept and ranks.size > 1:
+        raise UsageError("--kv-bits needs a single process; leave it out, or start just one")
 
     def read() -> tuple[Pair, Original | None]:
         """The pair by files alone, and what reads its draft as it is stored."""
@@ -152,7 +170,7 @@ def load(
             target_folder = pair.target
         raw = read_config(target_folder)
         family_of(raw.get("model_type"), model)
-        sharding.check(_text(raw), model, ranks)
+        sharding.check(text_of(raw), model, ranks)
         found = None
         if speculate and pair is not None and draft is None:
             found = pair.draft, f"{model}/{pairfile.DRAFT}"
@@ -162,8 +180,12 @@ def load(
         if found is not None:
             config = DraftConfig.from_dict(read_config(found[0]), f"{found[1]}/config.json")
             check_fit(config, raw, model, found[1])
+            config = config.with_span(span) if span else config
+        elif span:
+            raise UsageError("a draft window without a draft; leave one of them out")
         lm, tokenizer = _load_target(target_folder, raw, bits, dtype, model, ranks)
         target = target_for(lm, config.taps if config else (), ranks)
+        target = target.with_kv(kept) if kept else target
         network = original = None
         if found is not None and config is not None:
             # The config counts rows of the head; only the tokenizer tells padding from tokens.
@@ -176,19 +198,20 @@ def load(
             draft=network,
             tokenizer=tokenizer,
             eos_ids=frozenset(tokenizer.eos_token_ids),
-            max_context=_text(raw).get("max_position_embeddings") or 8192,
+            max_context=text_of(raw).get("max_position_embeddings") or 8192,
             name=known.name if known and model.lower() == known.name.lower() else model,
             draft_name=found[1] if found else None,
             kernels=chosen,
+            memory=memory_of(target, network, raw, this_machine()),
         )
         return made, original
 
     loaded, original = ranks.together(read)
     if check and loaded.draft is not None and original is not None:
         with ranks.meeting():
-            ids = loaded.tokenizer.encode(TEXT)
-            name = str(loaded.draft_name)
+            ids, name = loaded.tokenizer.encode(TEXT), str(loaded.draft_name)
             check_draft(loaded.target, loaded.draft, ids, name, original, draft_bits)
+    loaded.memory = shared(loaded.memory, ranks)
     return loaded
 
 
@@ -263,83 +286,6 @@ def _check_options(bits: int | None, draft_bits: int | None, dtype: str | None) 
         raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
 
 
-def find_target(model: str, revision: str | None = None, quiet: bool = False) -> Path:
-    """The folder of a target, fetched if it is not there.
-
-    Raises ModelNotFoundError for a name that leads nowhere, UnsupportedError for a known family
-    that cannot be run, DownloadError if it cannot be had.
-    """
-    known = pairs.find(model)
-    if model and Path(model).expanduser().is_dir():
-        return Path(model).expanduser()
-    if known is not None and model.lower() == known.name.lower():
-        if known.name == pairs.EMBEDDED:
-            return embedded_target(quiet=quiet)
-        return _fetch(known.target, known, revision, quiet)
-    if is_repo_id(model) and "/" in model:
-        return _fetch(model, known, revision, quiet)
-    raise ModelNotFoundError(
-        f"no model {model!r}: not a folder, not a hub id (owner/name), and not one of "
-        f"{pairs.names()}"
-    )
-
-
-def _fetch(repo: str, known: pairs.Known | None, revision: str | None, quiet: bool) -> Path:
-    if known is not None:
-        family_of(known.family, repo)
-    return fetch(repo, revision=revision, quiet=quiet)
-
-
-def find_draft(
-    model: str, draft: str | None, revision: str | None = None, quiet: bool = False
-) -> tuple[Path, str]:
-    """Folder and name of a draft, fetched if it is not there: the one named, or the target's.
-
-    Raises as `find_target`, and PairError if no draft is known for the target.
-    """
-    known = pairs.find(model)
-    if draft is not None:
-        if draft and Path(draft).expanduser().is_dir():
-            return Path(draft).expanduser(), draft
-        if not is_repo_id(draft) or "/" not in draft:
-            raise ModelNotFoundError(f"no draft {draft!r}: not a folder, not a hub id (owner/name)")
-        return fetch(draft, revision=revision, quiet=quiet), draft
-    if known is None:
-        raise PairError(
-            f"no draft is known for {model!r}; name one with --draft, or decode plainly with "
-            "--no-draft"
-        )
-    if known.name == pairs.EMBEDDED:
-        return embedded_draft(), f"{pairs.EMBEDDED}-dflash"
-    return fetch(known.draft, revision=revision, quiet=quiet), known.draft
-
-
-def _text(raw: dict[str, Any]) -> dict[str, Any]:
-    """The part of a target's config that describes the language model."""
-    nested = raw.get("text_config")
-    return nested if isinstance(nested, dict) else raw
-
-
-def check_fit(config: DraftConfig, raw: dict[str, Any], model: str, draft: str) -> None:
-    """Refuse a draft that was made for another target, before anything is loaded."""
-    text = _text(raw)
-    layers = text.get("num_hidden_layers", 0)
-    vocabulary = text.get("vocab_size", raw.get("vocab_size"))
-    wrong = None
-    if config.hidden_size != text.get("hidden_size"):
-        wrong = f"hidden size {config.hidden_size} against {text.get('hidden_size')}"
-    elif abs((config.num_target_layers or layers) - layers) > 1:  # some configs count the embedding
-        wrong = f"made for {config.num_target_layers} target layers, the target has {layers}"
-    elif max(config.taps) >= layers:
-        wrong = f"taps layer {max(config.taps)} of a target with {layers} layers"
-    elif config.vocab_size != vocabulary:
-        wrong = f"vocabulary {config.vocab_size} against {vocabulary}"
-    elif not 0 <= config.mask_token_id < config.vocab_size:
-        wrong = f"mask token {config.mask_token_id} outside {config.vocab_size} tokens"
-    if wrong:
-        raise PairError(f"the draft {draft} does not fit {model}: {wrong}")
-
-
 def _load_target(
     folder: Path,
     raw: dict[str, Any],
@@ -381,7 +327,7 @@ def check_target_files(folder: Path, raw: dict[str, Any]) -> None:
 
     Raises CheckpointError.
     """
-    layers, count = _text(raw).get("num_hidden_layers"), len(read_tensors(folder))
+    layers, count = text_of(raw).get("num_hidden_layers"), len(read_tensors(folder))
     if isinstance(layers, int) and layers > count:  # they would all be built before being missed
         raise CheckpointError(f"{folder}: {layers} layers, but only {count} tensors; {AGAIN}")
 

@@ -22,6 +22,9 @@ class Options:
         sampling: how tokens are chosen.
         block: tokens verified per round, the anchor included; None is the draft's own block,
             "auto" the width that promises most in each round.
+        lookup: drafts copied from the text so far. "auto" takes them with block "auto", where they
+            promise more tokens per second than the draft; "on" also with other blocks and without
+            a draft, where they promise more tokens per round; "off" never.
         speculate: False decodes plainly with the same code.
         stop: texts that end the answer; not part of it.
         seed: 32-bit seed that reproduces a sampled run; None draws one.
@@ -29,12 +32,14 @@ class Options:
         compiled: compile the passes of a round (`mx.compile`); None where that pays.
         logprobs: report each token's log-probability and this many of the most probable tokens at
             its place, 0 to 20; None reports nothing. `logprobs` tells of which distribution.
-        guide: what the text has to be. With it, block "auto" is the draft's own block.
+        guide: what the text has to be. With it, block "auto" is the draft's own block,
+            and nothing is copied.
     """
 
     max_tokens: int = 512
     sampling: Sampling = field(default_factory=Sampling)
     block: int | Literal["auto"] | None = None
+    lookup: Literal["auto", "on", "off"] = "auto"
     speculate: bool = True
     stop: tuple[str, ...] = ()
     seed: int | None = None
@@ -48,6 +53,8 @@ class Options:
             raise UsageError(f"max_tokens is {self.max_tokens}, expected 0 or more")
         if self.block not in (None, AUTO) and not _in_range(self.block):
             raise UsageError(f"block is {self.block}, expected 2 to 64, or auto")
+        if self.lookup not in (AUTO, "on", "off"):
+            raise UsageError(f"lookup is {self.lookup!r}, expected auto, on or off")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is {self.seed}, expected 0 to {2**32 - 1}")
         if self.prefill_chunk < 1:
@@ -56,6 +63,10 @@ class Options:
             raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MOST}")
         if "" in self.stop:
             raise UsageError("a stop text is empty; every answer would end at once")
+
+    def looks_up(self, drafts: bool) -> bool:
+        """Whether drafts may be copied from the text, beside those of a draft or without one."""
+        return self.lookup == "on" or (self.lookup == AUTO and self.block == AUTO and drafts)
 
     def width(self, own: int) -> int:
         """Most tokens verified per round, where the draft's own block has `own`."""

@@ -129,9 +129,7 @@ class Ranks:
             made = work()
         except DFlashError as caught:
             error = caught
-        failed = self._numbers(
-            [int(error is not None and r == self.rank) for r in range(self.size)]
-        )
+        failed = self.each(error is not None)
         if not any(failed):
             return cast(T, made)
         first = failed.index(1)
@@ -142,12 +140,11 @@ class Ranks:
 
     def same(self, number: int) -> bool:
         """Whether the ranks, if they share the target by layers, have the same number."""
-        if not self.staged:
-            return True
-        return (
-            len(set(self._numbers([number if r == self.rank else 0 for r in range(self.size)])))
-            == 1
-        )
+        return not self.staged or len(set(self.each(number))) == 1
+
+    def each(self, number: int) -> list[int]:
+        """The number of every rank, 32-bit integers."""
+        return self._numbers([number if r == self.rank else 0 for r in range(self.size)])
 
     # What rank 0 does, and the others follow.
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from .drafts.dflash import DFlashDraft
-from .kv import KVCache
+from .kv import STEP, KVCache, recent_of
 from .targets.base import Target
 
 Progress = Callable[[int, int], None]
-GATHERED = 16  # so many features of plain tokens are added to the context at once
+GATHERED = 16  # so many features of tokens that no block brought are added at once
 
 
 class Chunk(NamedTuple):
@@ -138,39 +138,59 @@ class Session:
         self.cache.commit(len(tokens))
         self.features = features
 
-    def keep(self, token: int, features: mx.array) -> None:
-        """Keep the row of a token decoded plainly; its features [1, 1, ...] add up with others."""
-        self.ids.append(token)
-        self.cache.commit(1)
-        old = self.features
-        self.features = features if old is None else mx.concatenate([old, features], axis=1)
-        if self.features.shape[1] == GATHERED:
+    def keep(self, tokens: Sequence[int], features: mx.array) -> None:
+        """Keep the rows of `tokens`, whose features add up with others until a block is drafted.
+
+        Args:
+            tokens: the anchor, and what of a lookup draft was accepted behind it.
+            features: [1, L >= len(tokens), ...] of the verified rows.
+        """
+        assert self.context is not None
+        features = features[:, : len(tokens)]
+        if self.features is not None:
+            waiting = self.features[:, : self.cache.length - self.context.length]
+            features = mx.concatenate([waiting, features], axis=1)
+        self.commit(tokens, features)
+        if features.shape[1] >= GATHERED:
             self.flush()
 
     def flush(self) -> None:
         """Add features that wait to the draft's context."""
         features, self.features = self.features, None
-        if features is None or self.context is None or self.draft is None:
+        if features is None or self.context is None:
             return
         rows = self.cache.length - self.context.length
-        self.context.reserve(rows)
-        self.context.state = self.draft.extend(
-            features[:, :rows], self.context.length, self.context.state
-        )
-        self.context.commit(rows)
+        self._extend(features[:, :rows], self.context.length)
 
     def _remember(self, features: mx.array, first: int, total: int) -> None:
-        """Add a chunk of the prompt to the context, without rows no draft layer would see."""
-        if self.context is None or self.draft is None:
+        """Add a chunk of the prompt to the context, without rows no block is going to see."""
+        if self.context is None:
             return
-        if self.skips and None not in self.context.windows:
-            reach = max(w for w in self.context.windows if w is not None)
-            unseen = total - reach - first
+        unseen = self._unseen(first, total)
+        if unseen > 0:
+            sinks = min(self.context.sinks - first, features.shape[1])
+            if sinks > 0:
+                self._extend(features[:, :sinks], first)
             if unseen >= features.shape[1]:
                 return
-            if unseen > 0:
-                features, first = features[:, unseen:], first + unseen
-                self.context.skip(first)
+            features, first = features[:, unseen:], first + unseen
+        if first != self.context.length:  # all of the chunk before it may have been left out
+            self.context.skip(first)
+        self._extend(features, first)
+
+    def _unseen(self, first: int, total: int) -> int:
+        """Rows from position `first` on that no block sees behind a prompt of `total` tokens."""
+        assert self.context is not None
+        windows = [w for w in self.context.windows if w is not None]
+        if not self.skips or len(windows) < len(self.context.windows):
+            return 0
+        # Somewhat more than is seen, so that a chat can step back a little.
+        unseen = total - max(map(recent_of, windows)) - STEP - first
+        return unseen if unseen > self.context.sinks - first else 0
+
+    def _extend(self, features: mx.array, first: int) -> None:
+        """Add rows from position `first` on, where the context ends."""
+        assert self.context is not None and self.draft is not None
         rows = features.shape[1]
         self.context.reserve(rows)
         self.context.state = self.draft.extend(features, first, self.context.state)

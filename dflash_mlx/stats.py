@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ class Round:
         tokens: the ids it added, in order; the first `accepted` of them were drafted.
         drafted: tokens the target verified besides the anchor; 0 in plain decoding.
         accepted: drafted tokens kept, the bonus not counted.
+        copied: the draft was copied from the text so far (`lookup.py`).
         finish_reason: "stop" or "length" in the last round, else None.
         logprobs: of each token, if wanted.
     """
@@ -27,6 +28,22 @@ class Round:
     accepted: int
     finish_reason: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    copied: bool = False
+
+
+@dataclass
+class Copied:
+    """What of a generation was drafted by copying; its rounds, drafted and accepted tokens."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def add(self, rounds: int, drafted: int, accepted: int) -> None:
+        """Count some rounds."""
+        self.rounds += rounds
+        self.drafted += drafted
+        self.accepted += accepted
 
 
 @dataclass
@@ -46,6 +63,7 @@ class Stats:
     round_tokens: int = 0
     histogram: dict[int, int] = field(default_factory=dict)
     widths: dict[int, int] = field(default_factory=dict)  # rounds by tokens verified
+    copied: Copied = field(default_factory=Copied)  # counted in all of the above, too
     ttft_s: float = 0.0
     decode_s: float = 0.0
 
@@ -61,6 +79,8 @@ class Stats:
         self.histogram[round_.accepted] = self.histogram.get(round_.accepted, 0) + 1
         width = round_.drafted + 1
         self.widths[width] = self.widths.get(width, 0) + 1
+        if round_.copied:
+            self.copied.add(1, round_.drafted, round_.accepted)
 
     @property
     def tokens_per_round(self) -> float:
@@ -94,6 +114,7 @@ class Stats:
             "tokens_per_round": round(self.tokens_per_round, 4),
             "acceptance_histogram": self.acceptance_histogram,
             "widths": {str(width): rounds for width, rounds in sorted(self.widths.items())},
+            "lookup": asdict(self.copied),
             "ttft_s": round(self.ttft_s, 4),
             "prefill_tok_s": round(self.prefill_tok_s, 2),
             "decode_tok_s": round(self.decode_tok_s, 2),

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from .accept import accept_greedy, accept_sampled
 from .drafts.dflash import DFlashDraft
-from .drafts.shortlist import Proposal, Shortlist
+from .drafts.shortlist import Proposal, Shortlist, Wanted
 from .kv import Scalar, State
 from .logprobs import pack
 from .sampling import Sampling, log_distribution, process, restrict
@@ -125,20 +125,32 @@ class DraftStep:
         self, anchor: mx.array, start: Scalar, context: State, history: mx.array, key: mx.array
     ) -> tuple[Proposal, State]:
         """Tokens for the `width - 1` places behind the anchor; the new context."""
-        hidden, logits, context = self.look(anchor, start, context, history)
+        wanted = self.draft.wanted(self.sampling)
+        if wanted:
+            wanted = wanted._replace(largest=max(wanted.largest, self.seen))
+        hidden, logits, context = self.look(anchor, start, context, history, wanted)
         proposal = self.draft.propose(hidden, logits, anchor, self.sampling, key)
         return proposal._replace(drafted=self.target.ranks.decide(proposal.drafted)), context
 
     def look(
-        self, anchor: mx.array, start: Scalar, context: State, history: mx.array
+        self,
+        anchor: mx.array,
+        start: Scalar,
+        context: State,
+        history: mx.array,
+        wanted: Wanted | None,
     ) -> tuple[mx.array, mx.array | Shortlist, State]:
-        """What the draft chooses from, as `DFlashDraft.propose` takes it; the new context."""
+        """What the draft chooses from, as `DFlashDraft.propose` takes it; the new context.
+
+        If only some logits are `wanted`, and a kernel finds them faster, it does.
+        """
         masks = mx.full(self.width - 1, self.draft.config.mask_token_id, mx.int32)
         block = self.target.embed_block(mx.concatenate([anchor, masks])[None])
         hidden, context = self.draft.forward(block, start, context)
         hidden = hidden[:, 1:]
         # The draft does not know its own block while it draws it, only what stands before.
-        logits = self._logits(hidden.astype(self.target.dtype), histories(history, anchor))
+        rows = hidden.astype(self.target.dtype)
+        logits = self._logits(rows, histories(history, anchor), wanted)
         return hidden[0], logits, context
 
     def verify(
@@ -161,13 +173,14 @@ class DraftStep:
             packed = accept_sampled(drafted, logq, said, key)
         return self.target.ranks.decide(packed)
 
-    def _logits(self, hidden: mx.array, history: mx.array | None) -> mx.array | Shortlist:
+    def _logits(
+        self, hidden: mx.array, history: mx.array | None, wanted: Wanted | None
+    ) -> mx.array | Shortlist:
         """What the draft chooses from, behind hidden states [1, width - 1, hidden_size]."""
-        wanted = self.draft.wanted(self.sampling) if self.sampling.untouched else None
         best = None
-        if wanted:
-            most = min(self.seen, self.target.vocab_size)
-            best = self.target.best(hidden[0], max(wanted.largest, most), wanted.limit)
+        if wanted and self.sampling.untouched:
+            most = min(wanted.largest, self.target.vocab_size)
+            best = self.target.best(hidden[0], most, wanted.limit)
         if best is not None:
             return Shortlist(best.ids, self.draft.shape_logits(best.values))
         logits = self.draft.shape_logits(self.target.head(hidden))[0]

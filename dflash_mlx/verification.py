@@ -83,7 +83,7 @@ def compare(pair: Pair, prompt: Sequence[int], options: Options) -> Comparison:
         options: `speculate` and the temperature are set here.
     """
     options = replace(options, sampling=replace(options.sampling, temperature=0.0))
-    plain, _ = _decode(pair, prompt, replace(options, speculate=False))
+    plain, _ = _decode(pair, prompt, replace(options, speculate=False, lookup="off"))
     found, stats = _decode(pair, prompt, replace(options, speculate=True))
     assert pair.draft is not None
     width = options.width(pair.draft.config.block_size)

@@ -30,9 +30,11 @@ class Costs(Protocol):
 
     def round(self, width: int, context: int) -> float: ...
 
+    def given(self, width: int, context: int) -> float: ...
+
     def plain(self, context: int) -> float: ...
 
-    def time(self, width: int, context: int, seconds: float) -> None: ...
+    def time(self, width: int, context: int, seconds: float, given: bool = False) -> None: ...
 
 
 class Calibration:
@@ -88,6 +90,29 @@ def log_odds(p: float) -> float:
     return max(-LIMIT, min(LIMIT, math.log(p / (1 - p))))
 
 
+class Rate:
+    """Tokens per second of the last rounds, about ROUNDS of them."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether any round counts yet."""
+        return self._seconds > 0
+
+    @property
+    def value(self) -> float:
+        """0 before the first round."""
+        return self._tokens / self._seconds if self.known else 0.0
+
+    def count(self, tokens: float, seconds: float) -> None:
+        """One more round, or several."""
+        keep = 1 - 1 / ROUNDS
+        self._tokens = keep * self._tokens + tokens
+        self._seconds = keep * self._seconds + seconds
+
+
 class Policy:
     """Chooses the widths of one generation.
 
@@ -98,6 +123,7 @@ class Policy:
         ordered: the probability of a place depends on tokens drafted before it that were drawn at
             random. Whether to verify a token is then decided in order, by what was known before
             it was drawn.
+        copies: widths that rounds with lookup drafts may have, ascending.
     """
 
     def __init__(
@@ -106,10 +132,13 @@ class Policy:
         widths: Sequence[int],
         calibration: Calibration,
         ordered: bool = False,
+        copies: Sequence[int] = (),
     ) -> None:
-        self._costs, self._widths = costs, tuple(widths)
+        self._costs, self._widths, self._copies = costs, tuple(widths), tuple(copies)
         self._calibration, self._ordered = calibration, ordered
-        self._tokens = self._seconds = self._takes = 0.0
+        # Of rounds with the draft and rests, and of these with lookup drafts among them.
+        self._rate, self._whole = Rate(), Rate()
+        self._takes = 0.0
         self._gain = 0.0  # tokens that a round promised beyond plain decoding, on average
         self._rest, self._rested, self._blocks = FIRST_REST, 0, 0
 
@@ -123,18 +152,47 @@ class Policy:
         """
         widths = [w for w in self._widths if w <= most] or [1]
         takes = {w: self._costs.round(w, context) for w in widths}
-        first = self._tokens_of(certainty, 1 if self._ordered else len(certainty))
+        first = self._foreseen(certainty)
         plain = 1 / self._costs.plain(context)
-        if self._seconds == 0:
+        if not self._rate.known:
             likely = max(widths, key=lambda w: first[w] / takes[w])
             self._count(TRIED * first[likely], TRIED * takes[likely])
         if not self._promises(max(first[w] - plain * takes[w] for w in widths)):
             self._count(self._rest, self._rest / plain)
             return 0
-        price = {w: max(plain, self._tokens / self._seconds) * takes[w] for w in widths}
+        price = {w: max(plain, self._rate.value) * takes[w] for w in widths}
         width = self._in_order(certainty, price) if self._ordered else _best(first, price)
         self._takes = takes[width]
         return width
+
+    def copy(
+        self, tokens: Sequence[float], certainty: Sequence[float], context: int, most: int
+    ) -> int:
+        """Tokens to verify with a lookup draft, the anchor among them; 0 to do without it.
+
+        Time is worth what it brings without lookup drafts: the rate of rounds with the draft, or
+        of plain decoding. Which width is best, though, is seen by the rate with them.
+
+        Args:
+            tokens: what the round is expected to bring, by its width from 1 on.
+            certainty: as for `choose`, where a block is drafted already; else empty.
+            context, most: as for `choose`.
+        """
+        most = min(most, len(tokens))
+        takes = {w: self._costs.given(w, context) for w in self._copies if 1 < w <= most}
+        if not takes or not (certainty or self._rate.known):
+            return 0
+        rate = max(1 / self._costs.plain(context), self._rate.value)
+        price = max(rate, self._whole.value)
+        width = max(takes, key=lambda w: tokens[w - 1] - price * takes[w])
+        if tokens[width - 1] - rate * takes[width] <= self._at_hand(certainty, rate, context, most):
+            return 0
+        self._takes = takes[width]
+        return width
+
+    def copied(self, accepted: int) -> None:
+        """Take note of the round whose width `copy` chose last."""
+        self._whole.count(accepted + 1, self._takes)
 
     def rest(self) -> int:
         """For how many tokens to decode plainly; longer each time that nothing is promised."""
@@ -148,9 +206,20 @@ class Policy:
         self._count(accepted + 1, self._takes)
         self._rested = 0
 
-    def time(self, width: int, context: int, seconds: float) -> None:
-        """Take note of what a round took; width 0 is a token decoded plainly."""
-        self._costs.time(width, context, seconds)
+    def time(self, width: int, context: int, seconds: float, given: bool = False) -> None:
+        """Take note of what a round took, `given` with a lookup draft; width 0 is a plain token."""
+        self._costs.time(width, context, seconds, given)
+
+    def _at_hand(self, certainty: Sequence[float], rate: float, context: int, most: int) -> float:
+        """What a block that is drafted already would bring beyond the time it takes from here."""
+        if not certainty:
+            return 0.0  # a round that drafts first brings what its time is worth
+        tokens, widths = self._foreseen(certainty), [w for w in self._widths if w <= most] or [1]
+        return max(tokens[w] - rate * self._costs.given(w, context) for w in widths)
+
+    def _foreseen(self, certainty: Sequence[float]) -> dict[int, float]:
+        """Expected tokens of a round by its width, from what is known before anything is drawn."""
+        return self._tokens_of(certainty, 1 if self._ordered else len(certainty))
 
     def _promises(self, gain: float) -> bool:
         """Whether to go on drafting, where this block promises `gain` tokens beyond plain ones."""
@@ -182,9 +251,8 @@ class Policy:
         return by_width
 
     def _count(self, tokens: float, seconds: float) -> None:
-        keep = 1 - 1 / ROUNDS
-        self._tokens = keep * self._tokens + tokens
-        self._seconds = keep * self._seconds + seconds
+        self._rate.count(tokens, seconds)
+        self._whole.count(tokens, seconds)
 
 
 def _best(tokens: Mapping[int, float], price: Mapping[int, float]) -> int:

@@ -11,10 +11,15 @@ from dflash_mlx.loading import Pair
 
 
 class Script:
-    """Verifies the widths of a list, over and over; 0 is a rest of that many tokens."""
+    """Verifies the widths of a list, over and over; 0 is a rest of `rest` tokens.
 
-    def __init__(self, widths: Sequence[int], rest: int = 3) -> None:
+    `copies` are those of lookup drafts, where there are any; 0 does without.
+    """
+
+    def __init__(self, widths: Sequence[int], rest: int = 3, copies: Sequence[int] = (0,)) -> None:
         self._widths, self._rest, self._next = list(widths), rest, 0
+        self._copies, self._asked, self._copy = list(copies), -1, 0
+        self.seen_copies: list[tuple[int, int]] = []  # verified, accepted
         self.seen: list[tuple[int, int]] = []  # verified, accepted
         self.certainty: list[list[float]] = []
         self.timed: list[int] = []
@@ -31,8 +36,18 @@ class Script:
     def learn(self, certainty: Sequence[float], verified: int, accepted: int) -> None:
         self.seen.append((verified, accepted))
 
-    def time(self, width: int, context: int, seconds: float) -> None:
-        self.timed.append(width)
+    def copy(
+        self, tokens: Sequence[float], certainty: Sequence[float], context: int, most: int
+    ) -> int:
+        self._asked += 1
+        self._copy = min(self._copies[self._asked % len(self._copies)], most)
+        return self._copy if self._copy > 1 else 0
+
+    def copied(self, accepted: int) -> None:
+        self.seen_copies.append((self._copy - 1, accepted))
+
+    def time(self, width: int, context: int, seconds: float, given: bool = False) -> None:
+        self.timed.append(-width if given else width)
 
 
 @contextmanager

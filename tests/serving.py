@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from dflash_mlx.generation import Response
 from dflash_mlx.loading import Pair
 from dflash_mlx.logprobs import TokenLogprob
 from dflash_mlx.options import Options
+from dflash_mlx.prefix.cache import PrefixCache
 from dflash_mlx.serve.app import application
 from dflash_mlx.serve.served import Served
 from dflash_mlx.serve.server import address, bound, server
@@ -163,8 +164,9 @@ def listening(served: Served) -> Iterator[str]:
 def real_server(**more: Any) -> Iterator[tuple[str, Served]]:
     """A server of a tiny pair with a real engine; its address."""
     pair = agent_pair()
-    with Engine(pair) as engine:
-        served = Served(pair, engine, ("tiny",), in_letters(pair), **more)
+    prefixes = PrefixCache(pair)
+    with closing(prefixes), Engine(pair, prefixes=prefixes) as engine:
+        served = Served(pair, engine, ("tiny",), in_letters(pair), prefixes=prefixes, **more)
         with listening(served) as url:
             yield url, served
 

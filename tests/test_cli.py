@@ -34,6 +34,7 @@ KEYS = [
     "tokens_per_round",
     "acceptance_histogram",
     "widths",
+    "lookup",
     "ttft_s",
     "prefill_tok_s",
     "decode_tok_s",
@@ -219,10 +220,15 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(loading, "load", load)
     args = "-m a/b -d c/d --bits 4 --draft-bits 8 --dtype bfloat16 --revision r --draft-revision s"
+    args += " --kv-bits 8 --kv-group-size 32 --draft-window 512 --draft-sink 2"
     assert command(*args.split(), "-q", "-p", "x").exit_code == 0
     assert seen == {
         "args": ("a/b", "c/d"),
         "speculate": True,
+        "kv_bits": 8,
+        "kv_group_size": 32,
+        "draft_window": 512,
+        "draft_sink": 2,
         "bits": 4,
         "draft_bits": 8,
         "dtype": "bfloat16",

@@ -14,6 +14,7 @@ from dflash_mlx.engine import Engine
 from dflash_mlx.errors import UnsupportedError
 from dflash_mlx.generation import rounds, stream_generate
 from dflash_mlx.guide import Guide
+from dflash_mlx.kernels.choice import Kernels
 from dflash_mlx.loading import Pair
 from dflash_mlx.options import AUTO, Options
 from dflash_mlx.sampling import Sampling
@@ -123,6 +124,20 @@ def test_a_draft_that_only_says_what_is_forbidden_costs_no_more_than_plain_decod
     narrow = Guide.regex("[xyz]{30}")
     found = decoded(pair, narrow, sampling=Sampling(logit_bias=((EOS, 5.0),)))
     assert set(tokenizer().decode(ids_of(found))) <= set("xyz")
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_rounds_by_kernels_decode_the_same(second: bool) -> None:
+    config = DFLASH2 if second else draft_config(block_size=4)
+    draft = DFlash2Draft(config) if second else random_draft(config)
+    draft.prepare()
+    pair = pair_of("llama", draft)
+    plain = [decoded(pair, SCHEMA, sampling=s, seed=1) for s in (Sampling(), WARM)]
+    pair = pair_of("llama", draft)
+    pair.kernels = Kernels("on")
+    runs = [decoded(pair, SCHEMA, sampling=s, seed=1) for s in (Sampling(), WARM)]
+    assert runs == plain
+    assert pair.kernels.active and not pair.kernels.refused
 
 
 # Forced tokens

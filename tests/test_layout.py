@@ -21,15 +21,15 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # A module imports only from its own layer or from one above it in this list.
 LAYERS = (
-    "errors fields rope implemented trial config",
-    "sampling logprobs guide accept stats width costs kv recurrent batched paths blas checkpoint",
-    "options footprint machine ranks",
+    "errors fields span rope implemented trial config",
+    "sampling logprobs guide accept stats width lookup costs kv kv_quantised recurrent batched",
+    "paths blas checkpoint options footprint machine memory ranks",
     "shards sharding",
     "kernels",
     "drafts targets pairs hub gguf catalog downloads wheels pairfile",
-    "embedded draftcheck",
+    "embedded draftcheck fitting finding",
     "loading listing",
-    "session step ahead text splitting decode adaptive along guided tune generation",
+    "session step ahead text splitting decode copying adaptive along guided tune generation",
     "prefix conversation selfcheck ties verification exactness engine several",
     "convert bench train serve doctor",
     "cli",

@@ -29,7 +29,7 @@ PAIR_KEYS = [
     *("published_as", "disk", "memory", "fits", "downloaded", "gated", "note", "command"),
 ]
 MEMORY_KEYS = [
-    *("context", "bits", "draft_bits", "dtype", "target", "draft", "target_cache"),
+    *("context", "bits", "draft_bits", "kv_bits", "dtype", "target", "draft", "target_cache"),
     *("draft_context", "allowance", "total", "complete"),
 ]
 

@@ -6,6 +6,7 @@ import pytest
 
 from dflash_mlx.generation import rounds
 from dflash_mlx.prefix.cache import TAIL, PrefixCache, PrefixOptions
+from dflash_mlx.prefix.snapshot import Layout
 from dflash_mlx.session import Session
 
 from .families import FAMILIES, ScriptedDraft, draft_config, make_pair, plain_ids, prompt_of
@@ -33,7 +34,7 @@ OPENING = [3, 1, 4, 1, 5]  # what a template puts before an answer, and takes aw
 
 @pytest.mark.parametrize(
     ("family", "known"),
-    [*((family, True) for family in KINDS), ("gpt_oss", False), ("qwen3_5", False)],
+    [("qwen3", True), ("gpt_oss", True), ("qwen3_5", True), ("qwen3_5", False)],
 )
 def test_twenty_turns_that_drop_reasoning(family: str, known: bool) -> None:
     """Of each answer only its end stays in the next prompt, and the opening changes."""
@@ -46,7 +47,7 @@ def test_twenty_turns_that_drop_reasoning(family: str, known: bool) -> None:
         history = history + question
         answer = ask(cache, history + OPENING, stable=stable if known else None)
         computed = answer.computed - len(OPENING)
-        if turn and (known or not cache.layout.marked):
+        if turn and (known or not cache.marked):
             assert computed <= new
         else:
             assert computed <= new + TAIL
@@ -92,6 +93,10 @@ def test_drafts_with_windows(family: str, window: int) -> None:
         assert answer.ids == alone(cache.pair, prompt)
         prompt = prompt + answer.ids
     assert answer.computed == len(question) + 1
+    # What a draft with windows does not need at a prompt's end, another prompt may.
+    leaving = prompt[:60] + prompt_of(10, seed=9)
+    beside = ask(cache, leaving)
+    assert beside.computed <= 10 + 24 and beside.ids == alone(cache.pair, leaving)
     # The context is the one that a prefill makes, as far as the draft sees.
     session, fresh = cache.take(prompt), Session(cache.pair.target, cache.pair.draft)
     fresh.prefill(prompt[: len(session.ids)], chunk=24)
@@ -121,7 +126,7 @@ def test_two_sessions_from_one_entry_do_not_disturb_each_other(family: str) -> N
     assert bits(cache) == kept
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", ["gemma4-shared", "qwen3_5", "kimi_k25"])
 def test_a_hit_copies_once(family: str) -> None:
     """Rounds of a session that was taken, and was put again, write in place."""
     prompt = prompt_of(40)
@@ -173,7 +178,7 @@ def test_what_is_kept_is_counted_and_kept_once(family: str) -> None:
     )
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma4-shared", "qwen3_5"])
+@pytest.mark.parametrize("family", ["gemma4-shared", "qwen3_5"])
 def test_the_budget_holds_and_what_was_used_last_stays(family: str) -> None:
     pair = pair_of(family)
     whole = PrefixCache(pair)
@@ -207,12 +212,12 @@ def test_a_prompt_larger_than_the_budget_is_served(family: str) -> None:
 def test_marks_of_a_long_prompt_thin_out() -> None:
     """Near its end they are close, far from it rare: their number grows with the logarithm."""
     cache = PrefixCache(pair_of("qwen3_5"))
-    prompt = prompt_of(1000)
+    prompt = prompt_of(700)
     ask(cache, prompt, options(2))
     marks = sorted(e.start for e in cache._tree if not e.ids)
     assert 5 <= len(marks) <= 12
-    other = prompt[:600] + prompt_of(100, seed=3)
-    assert ask(cache, other, options(2)).computed <= 100 + 400 + 24
+    other = prompt[:400] + prompt_of(100, seed=3)
+    assert ask(cache, other, options(2)).computed <= 100 + 300 + 24
 
 
 def test_a_cancelled_request_leaves_what_it_computed() -> None:
@@ -251,3 +256,16 @@ def test_statistics() -> None:
     assert (found.requests, found.hits, found.asked, found.found) == (2, 1, 80, 39)
     assert found.entries == len(list(cache._tree)) > 0
     assert (found.disk, found.evicted, found.discarded) == (0, 0, 0)
+
+
+def test_no_pass_is_run_but_those_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where several processes share a target, a pass of one alone would wait for ever."""
+
+    def fail(_: object) -> None:
+        raise AssertionError("a pass of its own")
+
+    monkeypatch.setattr(Layout, "of", fail)
+    cache = PrefixCache(pair_of("qwen3_5"))
+    prompt = prompt_of(40)
+    prompt = prompt + ask(cache, prompt).ids
+    assert ask(cache, prompt).computed == 1

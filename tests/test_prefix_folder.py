@@ -22,7 +22,7 @@ from dflash_mlx.prefix.fingerprint import fingerprint
 from dflash_mlx.prefix.snapshot import Layout
 
 from .families import make_pair, prompt_of
-from .prefixes import KINDS, alone, ask, growing, pair_of
+from .prefixes import alone, ask, growing, pair_of
 
 PROMPT = prompt_of(60)
 
@@ -43,7 +43,7 @@ def kept(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "qwen3_5", "kimi_k25"])
 def test_a_conversation_goes_on_after_restarts(family: str, tmp_path: Path) -> None:
     prompt: list[int] = []
     cache = opened(pair_of(family), tmp_path)
@@ -54,7 +54,7 @@ def test_a_conversation_goes_on_after_restarts(family: str, tmp_path: Path) -> N
         prompt = prompt + question
         answer = ask(cache, prompt)
         assert answer.computed == len(question) + (turn > 0)
-        if turn in (5, 15):
+        if turn == 15:
             assert answer.ids == alone(cache.pair, prompt)
         prompt = prompt + answer.ids
     cache.close()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import Request, urlopen
 
 import anthropic
 import openai
@@ -71,6 +72,26 @@ def test_chat(url: str, expected: str) -> None:
     assert chunks[-1].usage is not None
 
 
+def test_a_second_turn_reads_only_what_is_new(url: str) -> None:
+    with of_openai(url) as client:
+        first: Any = [{"role": "user", "content": "tell me about prefixes, at some length"}]
+        answer = client.chat.completions.create(model="tiny", messages=first)
+        said: Any = {"role": "assistant", "content": answer.choices[0].message.content}
+        more: Any = [*first, said, {"role": "user", "content": "and then?"}]
+        again = client.chat.completions.create(model="tiny", messages=more)
+    assert answer.usage is not None
+    assert again.usage is not None
+    assert again.usage.prompt_tokens_details is not None
+    known = again.usage.prompt_tokens_details.cached_tokens
+    # All of the first turn but the last token of the answer, which has no rows yet.
+    assert known == answer.usage.prompt_tokens + answer.usage.completion_tokens - 1
+    figures = Request(f"{url}/metrics", headers={"x-api-key": KEY})
+    with urlopen(figures) as reply:
+        lines = dict(line.rsplit(b" ", 1) for line in reply.read().splitlines())
+    assert float(lines[b"dflash_prefix_hits_total"]) >= 1
+    assert float(lines[b"dflash_prefix_bytes"]) > 0
+
+
 def test_completions(url: str) -> None:
     with of_openai(url) as client:
         reply = client.completions.create(model="tiny", prompt="abc", max_tokens=6)
@@ -109,7 +130,8 @@ def test_messages(url: str, expected: str) -> None:
             assert "".join(stream.text_stream) == expected
             assert stream.get_final_message().usage.output_tokens == 12
         count = client.messages.count_tokens(model="tiny", messages=QUESTION)
-    assert count.input_tokens == reply.usage.input_tokens
+    usage = reply.usage
+    assert count.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
 
 def test_errors_are_of_the_right_class(url: str) -> None:

@@ -44,6 +44,8 @@ def test_a_quantised_copy_goes_by_its_short_name() -> None:
         (["--api-key", "clé"], "an API key is empty or has characters"),
         (["--api-key-file", "/nowhere"], "/nowhere cannot be read"),
         (["--max-body", "0"], "--max-body is 0"),
+        (["--cache-memory", "-1"], "--cache-memory is -1"),
+        (["--cache-memory", "0", "--cache-dir", "x"], "--cache-dir needs memory"),
         (["--host", "no such host"], "is no address of this machine"),
     ],
 )
@@ -74,6 +76,7 @@ def test_options_become_a_server(started: list[Served], tmp_path: Path) -> None:
     result = run(
         *("--port", "0", "--json", "--api-key-file", str(keys), "--alias", "gpt-x"),
         *("--max-context", "128", "--max-tokens", "9", "--temperature", "0.5", "--seed", "3"),
+        *("--cache-memory", "0.5", "--cache-dir", str(tmp_path / "kept"), "--memory", "1"),
         *("--no-think", "--max-body", "2", "--allow-host", "Box", "--places", "2"),
     )
     assert result.exit_code == 0, result.output
@@ -90,6 +93,10 @@ def test_options_become_a_server(started: list[Served], tmp_path: Path) -> None:
     assert served.think is False
     assert served.limits.body == 2 << 20
     assert served.engine.options.places == 2
+    assert served.engine.options.memory == 1 << 30
+    assert served.prefixes is not None
+    assert served.prefixes.options.memory == 1 << 29
+    assert served.prefixes.options.folder == tmp_path / "kept"
     first, last = (json.loads(line) for line in result.stdout.splitlines())
     assert first["event"] == "start"
     assert first["url"].startswith("http://127.0.0.1:")
@@ -97,8 +104,10 @@ def test_options_become_a_server(started: list[Served], tmp_path: Path) -> None:
 
 
 def test_elsewhere_with_a_key_by_any_name(started: list[Served]) -> None:
-    result = run("--port", "0", "--host", "0.0.0.0", "--api-key", "k", "--quiet")
+    where = ("--port", "0", "--host", "0.0.0.0", "--api-key", "k")
+    result = run(*where, "--quiet", "--cache-memory", "0")
     assert result.exit_code == 0, result.output
+    assert started[0].prefixes is None
     assert started[0].access.hosts is None
     assert "serving smollm2-135m" in result.stderr
 

@@ -18,6 +18,7 @@ from dflash_mlx.checkpoint import read_config
 from dflash_mlx.cli import app
 from dflash_mlx.embedded import embedded_target
 from dflash_mlx.errors import UnsupportedError, UsageError
+from dflash_mlx.footprint import target_shape
 from dflash_mlx.loading import load
 from dflash_mlx.options import Options
 from dflash_mlx.ranks import Ranks, join
@@ -193,3 +194,16 @@ def test_a_rank_that_fails_ends_all(pair: list[str], tmp_path: Path) -> None:
     assert (one, two, said, nothing) == (1, 1, "", ["", ""])
     (line,) = errors.splitlines()
     assert line.startswith(f"error: process 1 on {socket.gethostname()}: no model './target'")
+
+
+def test_what_a_rank_keeps() -> None:
+    """Rows of its heads or of its layers; latents are whole."""
+    plain = target_shape({**text_of("llama"), "num_hidden_layers": 5})
+    assert plain.part(2, staged=False).rows[0].width == plain.rows[0].width // 2
+    assert plain.part(2, staged=True).rows[0].layers == 3
+    latent = target_shape(text_of("glm_moe_dsa"))
+    assert latent.part(2, staged=False) == latent
+    hybrid = target_shape(text_of("qwen3_5"))
+    half = hybrid.part(2, staged=False).recurrent
+    assert half and hybrid.recurrent and 2 * half.state == hybrid.recurrent.state
+    assert hybrid.part(1, staged=False) == hybrid

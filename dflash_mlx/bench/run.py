@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from ..errors import UsageError
 from ..loading import Pair
@@ -30,6 +31,7 @@ class Plan:
 
     Attributes:
         sampling: greedy unless it has a temperature.
+        lookup: drafts copied from the text, see `Options`; never where there is no draft.
         seed: of the sampled answers; each gets one of its own, the same in every arm.
         repeat: passes over all prompts.
         think: whether a model that can think should; None leaves it to its template.
@@ -38,6 +40,7 @@ class Plan:
 
     max_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
+    lookup: Literal["auto", "on", "off"] = "auto"
     seed: int = 0
     repeat: int = 1
     think: bool | None = None
@@ -46,7 +49,9 @@ class Plan:
     def options(self, number: int = 0) -> Options:
         """What the answer of that number is generated with."""
         seed = (self.seed + number) % 2**32
-        return Options(max_tokens=self.max_tokens, sampling=self.sampling, seed=seed)
+        return Options(
+            max_tokens=self.max_tokens, sampling=self.sampling, lookup=self.lookup, seed=seed
+        )
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ class TimedDecoder(DraftDecoder):
         self.clock = Clock()
         super().__init__(pair, session, replace(options, compiled=False), seed)
 
-    def _step_of(self, target: Target, draft: DFlashDraft) -> DraftStep:
+    def _step_of(self, target: Target, draft: DFlashDraft | None) -> DraftStep:
+        assert draft is not None
         return TimedStep(
             target, draft, self.sampling, self._width, logprobs=self.logprobs, clock=self.clock
         )

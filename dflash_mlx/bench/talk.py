@@ -52,7 +52,9 @@ class Talks:
         if arm.kind == "mlx-lm":
             return _StockTalk(self.pair, options, self._think)
         options = replace(options, block=arm.block)
-        return _OurTalk(self._alone if arm.kind == "plain" else self.pair, options, self._think)
+        if arm.kind == "plain":
+            return _OurTalk(self._alone, replace(options, lookup="off"), self._think)
+        return _OurTalk(self.pair, options, self._think)
 
 
 class _OurTalk:

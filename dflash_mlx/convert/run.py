@@ -17,9 +17,9 @@ from .. import pairfile
 from ..checkpoint import read_config
 from ..config import DraftConfig
 from ..errors import CheckpointError, DFlashError, UsageError
+from ..finding import check_fit, find_draft, find_target
 from ..gguf import convert_gguf, is_draft
 from ..hub import fetch, is_repo_id
-from ..loading import check_fit, find_draft, find_target
 from ..shards import SHARD_BYTES, write
 from .card import model_card
 from .draft import plan_draft

@@ -23,9 +23,12 @@ from ..kernels.choice import OFF, Kernels
 from ..kernels.few_rows import few_rows
 from ..kv import KVCache, Scalar
 from ..sampling import Sampling, log_distribution
+from ..span import Span
 from .joined import Joined
 from .rope import Rotary
 from .shortlist import Candidates, Proposal, Shortlist, Wanted, largest
+
+CANDIDATES = 32  # of each place; as many as a kernel finds at once
 
 
 class Attention(nn.Module):
@@ -34,7 +37,7 @@ class Attention(nn.Module):
     def __init__(self, config: DraftConfig, index: int) -> None:
         super().__init__()
         self.kernels = OFF
-        self.window, self.ahead = config.windows[index], not config.causal[index]
+        self.window, self.ahead = config.spans[index], not config.causal[index]
         bias = config.attention_bias
         query_size = config.num_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
@@ -64,7 +67,7 @@ class Attention(nn.Module):
         if isinstance(view, BatchedView):
             return view.attend(queries, keys, values, mask, scale=self.scale)
         run = None
-        if view.rows is not None:
+        if view.rows is not None and not isinstance(self.window, Span):
             _, heads, rows, _ = queries.shape
             run = attend(
                 self.kernels, view.rows[0], rows, heads, window=self.window, ahead=self.ahead
@@ -189,7 +192,7 @@ class DFlashDraft(nn.Module):
 
     def new_cache(self) -> KVCache:
         """An empty context for one generation."""
-        return KVCache(self._config.windows)
+        return KVCache(self._config.spans)
 
     def extend(self, features: mx.array, start: Starts, state: States) -> Any:
         """Add committed tokens to the context.
@@ -201,7 +204,7 @@ class DFlashDraft(nn.Module):
         """
         assert self._project is not None, "prepare() comes first"
         rows = self.hidden_norm(self.fc(features.astype(self.dtype)))
-        layer_views = views(self._config.windows, state, start)
+        layer_views = views(self._config.spans, state, start)
         projected = self._project(rows, self._rotary, layer_views[0].offset)
         for view, (keys, values) in zip(layer_views, projected, strict=True):
             view.update_and_fetch(keys, values)
@@ -222,9 +225,9 @@ class DFlashDraft(nn.Module):
             hidden states for the target's head [B, L, hidden_size]; the new state, or a list.
         """
         config = self._config
-        layer_views = views(config.windows, state, start)
+        layer_views = views(config.spans, state, start)
         ahead = [not causal for causal in config.causal]
-        layer_masks = masks(config.windows, state, start, block.shape[1], ahead, apart=True)
+        layer_masks = masks(config.spans, state, start, block.shape[1], ahead, apart=True)
         x = block.astype(self.dtype) * config.input_embedding_scale
         for layer, view, mask in zip(self.layers, layer_views, layer_masks, strict=True):
             x = layer(x, self._rotary, view, mask)
@@ -265,15 +268,22 @@ class DFlashDraft(nn.Module):
         logq = log_distribution(logits, sampling)
         return Proposal(mx.random.categorical(logq, key=key).astype(mx.int32), logq, logq)
 
+    def eligible(self) -> Wanted:
+        """Which logits `candidates` looks at."""
+        return Wanted(CANDIDATES)
+
     def candidates(
-        self, hidden: mx.array, logits: mx.array | Shortlist, anchor: mx.array, count: int
+        self, hidden: mx.array, logits: mx.array | Shortlist, anchor: mx.array
     ) -> Candidates:
-        """What the host may choose from instead, about `count` tokens a place.
+        """What somebody else may choose from: here each place's most probable tokens.
 
         Args:
-            hidden, logits, anchor: as `propose` takes them.
-            count: of DFlash 1; DFlash 2 has as many candidates as it was trained with.
+            hidden, anchor: as `propose` takes them.
+            logits: as `propose` takes them, or those that are `eligible`.
         """
         if not isinstance(logits, Shortlist):
-            logits = largest(logits, min(count, logits.shape[-1]))
-        return Candidates(logits.ids, logits.logits[:, None])
+            logits = largest(logits, min(CANDIDATES, logits.shape[-1]))
+        # By id, however they were found: their order decides what a seed draws.
+        order = mx.argsort(logits.ids, axis=-1)
+        ids, scores = (mx.take_along_axis(part, order, axis=-1) for part in logits)
+        return Candidates(ids, scores[:, None])

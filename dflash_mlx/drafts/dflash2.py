@@ -180,8 +180,12 @@ class DFlash2Draft(DFlashDraft):
         logq = mx.put_along_axis(everywhere, ids, found.rows, axis=-1)
         return Proposal(found.drafted, logq, found.rows)
 
+    def eligible(self) -> Wanted:
+        """As `wanted`."""
+        return self.candidate_selector.wanted()
+
     def candidates(
-        self, hidden: mx.array, logits: mx.array | Shortlist, anchor: mx.array, count: int
+        self, hidden: mx.array, logits: mx.array | Shortlist, anchor: mx.array
     ) -> Candidates:
         """See `DFlashDraft.candidates`; behind a token that is none, the head's logits count."""
         found = self.candidate_selector.shortlist(logits)

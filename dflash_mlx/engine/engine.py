@@ -9,12 +9,14 @@ fit beside those of the running ones waits, and all behind it, until they do.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Self
 
 import mlx.core as mx
@@ -35,6 +37,8 @@ from .ticket import Ticket
 from .together import Commit, run_round
 
 log = logging.getLogger(__name__)
+
+GONE = 1.0  # seconds to wait for the rest of a thread
 
 
 class Engine:
@@ -62,6 +66,7 @@ class Engine:
         self._running: list[Request] = []
         self._thread = threading.Thread(target=self._run, name="dflash-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -111,6 +116,13 @@ class Engine:
         """
         self._places.close()
         self._thread.join()
+        atexit.unregister(self.close)
+        # Before 3.13 Python does not wait for the last a thread does: MLX drops what it compiled,
+        # for which it needs the interpreter, and were that gone, Linux would end the process.
+        remains = Path(f"/proc/self/task/{self._thread.native_id}")
+        end = time.monotonic() + GONE
+        while remains.exists() and time.monotonic() < end:
+            time.sleep(0.001)
 
     # The model thread.
 

@@ -18,6 +18,7 @@ from ..footprint import ALLOWANCE, ALLOWANCE_SHARE, Rows
 from ..kv import State, Windows
 from ..loading import Pair
 from ..machine import this_machine
+from ..span import Span
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def available() -> int:
 
 def _rows(windows: Windows, state: State) -> Iterator[tuple[Rows, int]]:
     for window, layer in zip(windows, state["layers"], strict=True):
-        width = sum(part.shape[1] * part.shape[3] for part in layer)
-        yield Rows(1, width, window), layer[0].itemsize
+        seen = window.recent + window.sink if isinstance(window, Span) else window
+        for part in layer:
+            yield Rows(1, part.shape[1] * part.shape[3], seen), part.itemsize
 
 
 def _nbytes(tree: object) -> int:

@@ -35,12 +35,12 @@ class Sharing:
     def shares(self, course: Course) -> bool:
         """Whether a generation can share passes: the one place that decides.
 
-        Widths of their own in every round (`block` "auto") make rounds that fit no others, and
-        along a grammar the host has a say in between.
+        Widths of their own in every round (`block` "auto") make rounds that fit no others, and so
+        do lookup drafts; along a grammar the host has a say in between.
         """
         options = course.options
-        alone = options.guide is not None or (course.drafts and options.block == AUTO)
-        return self._together and not alone
+        own = (course.drafts and options.block == AUTO) or options.looks_up(course.drafts)
+        return self._together and not own and options.guide is None
 
     def groups(self, courses: Sequence[Course]) -> list[Group]:
         """Every generation in one group, in their order by the first of each."""

@@ -149,7 +149,7 @@ def _commit(course: Course, features: mx.array | None, width: int) -> Commit:
 
     def keep(anchor: int, tokens: Sequence[int]) -> None:
         if width == 1 and course.drafts and features is not None:
-            session.keep(anchor, features)
+            session.keep([anchor], features)
         else:
             session.commit([anchor, *tokens[:-1]], features if width > 1 else None)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +80,7 @@ class PrefixCache:
 
     Attributes:
         nbytes: of all arrays kept in memory.
+        marked: whether it takes a mark to go on: for all but plain attention.
 
     Raises:
         UsageError: the folder cannot be used.
@@ -89,6 +91,8 @@ class PrefixCache:
         self.nbytes = 0
         self._tree, self._clock = Tree(), 0
         self._requests = self._hits = self._asked = self._found = self._evicted = 0
+        self.marked = snapshot.is_marked(pair)
+        self._layout: Layout | None = None
         self._folder: Folder | None = None
         if self.options.folder is not None:
             self._folder = Folder(self.options.folder, self.options.disk, self.fingerprint)
@@ -99,14 +103,15 @@ class PrefixCache:
         """Of the pair; reads all weights once."""
         return fingerprint(self.pair, self.layout)
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
-        """What sessions of the pair hold; takes a pass over one token."""
-        return Layout.of(self.pair)
+        """What sessions of the pair hold; takes a pass over one token if there was none yet."""
+        self._layout = self._layout or Layout.of(self.pair)
+        return self._layout
 
     def known(self, ids: Sequence[int]) -> int:
         """How much of a prompt a session would hold that `take` returns."""
-        return longest(self._tree.match(ids), len(ids) - 1, self.layout.marked)[0]
+        return longest(self._tree.match(ids), len(ids) - 1, self.marked)[0]
 
     def take(self, ids: Sequence[int], stable: int | None = None) -> Session:
         """A session that holds as much of a prompt as is known, perhaps nothing.
@@ -121,7 +126,7 @@ class PrefixCache:
         """
         while True:
             match = self._tree.match(ids)
-            length, mark = longest(match, len(ids) - 1, self.layout.marked)
+            length, mark = longest(match, len(ids) - 1, self.marked)
             path = [entry for entry in match.path[1:] if entry.start < length]
             needed = [*path, *([mark] if mark else [])]
             if all(self._hold(entry) for entry in needed):
@@ -131,7 +136,7 @@ class PrefixCache:
         else:
             session = Session(self.pair.target, self.pair.draft)
         session.skips = False
-        if self.layout.marked:
+        if self.marked:
             tail = len(ids) - TAIL if stable is None else stable
             # Where this prompt leaves another one, more may do so.
             session.stops = (match.length, tail)
@@ -161,15 +166,15 @@ class PrefixCache:
         Raises:
             UsageError: the folder cannot be used.
         """
-        folder = Folder(root, 0, self.fingerprint)  # a budget of nothing clears it
-        folder.budget = EVERYTHING
         match = self._tree.match(ids)
         marks = [mark for end, mark in match.marks() if mark.start == end]
-        for entry in [*match.path[1:], *marks]:
-            if self._hold(entry) and entry.arrays is not None:
-                folder.write(entry, entry.arrays, time.time_ns())
-                folder.flush()
-        folder.close()
+        # A budget of nothing clears the folder.
+        with closing(Folder(root, 0, self.fingerprint)) as folder:
+            folder.budget = EVERYTHING
+            for entry in [*match.path[1:], *marks]:
+                if self._hold(entry) and entry.arrays is not None:
+                    folder.write(entry, entry.arrays, time.time_ns())
+                    folder.flush()
 
     def merge(self, root: Path) -> None:
         """Take in what `export` has written; nothing of another pair.
@@ -177,12 +182,11 @@ class PrefixCache:
         Raises:
             UsageError: the folder cannot be used.
         """
-        folder = Folder(root, EVERYTHING, self.fingerprint)
-        for entry in self._restore(folder):
-            arrays = None if entry.arrays is not None else folder.read(entry, self.layout)
-            if arrays is not None:
-                self._fill(entry, arrays)
-        folder.close()
+        with closing(Folder(root, EVERYTHING, self.fingerprint)) as folder:
+            for entry in self._restore(folder):
+                arrays = None if entry.arrays is not None else folder.read(entry, self.layout)
+                if arrays is not None:
+                    self._fill(entry, arrays)
         self._trim()
 
     def clear(self) -> None:
@@ -220,6 +224,8 @@ class PrefixCache:
         length = snapshot.length_of(session)
         ids = session.ids[:length]
         match = self._tree.match(ids)
+        if length and self._layout is None:
+            self._layout = Layout.read(session)
         self._use(match.path[1:])
         known, last = match.length, match.path[-1]
         if known < length:
@@ -229,7 +235,7 @@ class PrefixCache:
             rows = snapshot.branch(self.layout, session, known, length)
             last = self._add(last, known, ids[known:], rows)
             match = Match([*match.path, last], length)
-        if self.layout.marked and length and length not in last.marks:
+        if self.marked and length and length not in last.marks:
             kept = snapshot.mark(self.layout, session, length)
             if kept is not None:
                 self._add(last, length, (), kept).reach = self.layout.reach(length)

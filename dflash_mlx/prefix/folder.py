@@ -173,7 +173,7 @@ class Folder:
             entry, arrays, used = item
             try:
                 self._write(entry, arrays, used)
-            except OSError as error:
+            except Exception as error:  # whoever waits for the queue must not wait for ever
                 log.warning("a prefix is not kept on disk: %s", error)
             finally:
                 with self._guard:

@@ -40,12 +40,12 @@ class Memory:
         cache = self._cache
         if not prompt or self._several:
             return self._session
-        if cache.layout.marked:
+        if cache.marked:
             cache.put(self._session)
         known = cache.known(prompt)
         if known > self._session.rewind(prompt):
             self._session = cache.take(prompt, stable)
-        if cache.layout.marked:
+        if cache.marked:
             self._session.skips, self._session.stops = False, (stable,)
         else:
             cache.clear()  # the session has it all
@@ -55,7 +55,7 @@ class Memory:
         """What a prefill of the session calls; it calls `progress`."""
 
         def keep(done: int, total: int) -> None:
-            if not self._several and self._cache.layout.marked:
+            if not self._several and self._cache.marked:
                 self._cache.checkpoint(self._session)
             if progress:
                 progress(done, total)
@@ -71,7 +71,7 @@ class Memory:
         if self._session.ids and not self._several:
             self._cache.put(self._session)
             self._cache.export(self._session.ids, folder)
-            if not self._cache.layout.marked:
+            if not self._cache.marked:
                 self._cache.clear()
 
     def load(self, folder: Path) -> None:

@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from ..kv import KVCache, seen_before
 from ..loading import Pair
+from ..recurrent import HybridCache
 from ..session import Session
 from .tree import Arrays, Entry
 
@@ -70,10 +71,15 @@ class Layout:
         """Read off a session of one token."""
         session = Session(pair.target, pair.draft)
         session.prefill([0], chunk=1)
+        return cls.read(session)
+
+    @classmethod
+    def read(cls, session: Session) -> Layout:
+        """Read off a session that both caches hold a token of."""
         layers = [
-            Layer(owner, i, cache.windows[i], tuple(_form(a) for a in cache.copy(i, 0, 1)))
+            Layer(owner, i, cache.windows[i], tuple(_row(a) for a in rows))
             for owner, cache in _caches(session)
-            for i in range(len(cache.windows))
+            for i, rows in enumerate(cache.state["layers"])
         ]
         return cls(tuple(layers), tuple((n, _form(a)) for n, a in _past(session).items()))
 
@@ -86,11 +92,6 @@ class Layout:
     def sliding(self) -> list[Layer]:
         """Layers whose rows marks hold."""
         return [layer for layer in self.layers if layer.window is not None]
-
-    @property
-    def marked(self) -> bool:
-        """Whether it takes a mark to go on."""
-        return bool(self.past or self.sliding)
 
     def row_nbytes(self) -> int:
         """Of an id in a branch."""
@@ -109,6 +110,13 @@ class Layout:
         """The shortest length that can be gone on from with a mark at `position`."""
         lost = any(seen_before(layer.window, position) < position for layer in self.sliding)
         return position if self.past or lost else 0
+
+
+def is_marked(pair: Pair) -> bool:
+    """Whether it takes a mark to go on with a session of this pair."""
+    session = Session(pair.target, pair.draft)
+    windows = [window for _, cache in _caches(session) for window in cache.windows]
+    return isinstance(session.cache, HybridCache) or any(w is not None for w in windows)
 
 
 def length_of(session: Session) -> int:
@@ -198,6 +206,11 @@ def _grouped(layout: Layout, kept: Arrays) -> list[list[mx.array | None]]:
     for name, _ in layout.past:
         layers.setdefault(name.split(".")[1], []).append(_own(kept[name]))
     return list(layers.values())
+
+
+def _row(array: mx.array) -> Form:
+    batch, heads, _, dim = array.shape
+    return (batch, heads, 1, dim), array.dtype
 
 
 def _form(array: mx.array) -> Form:

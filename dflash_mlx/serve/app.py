@@ -25,7 +25,8 @@ from .events import AnswerResponse, Encoder, Json, Running, refusal_of
 from .guard import NOTES, Desk, Door, Notes, Watched
 from .guides import called
 from .metrics import Metrics
-from .openai_chat import ChatEncoder, ChatRequest
+from .openai_chat import ChatRequest
+from .openai_chat_events import ChatEncoder
 from .openai_common import now
 from .openai_responses import ResponsesRequest
 from .openai_responses_events import ResponsesEncoder
@@ -60,7 +61,7 @@ COUNT = "/v1/messages/count_tokens"
 def application(served: Served) -> ASGIApp:
     """The server as an ASGI application."""
     paths = frozenset([*APIS, COUNT, "/v1/models", "/health", "/metrics"])
-    metrics = Metrics(served.pair, served.engine, paths)
+    metrics = Metrics(served, paths)
 
     def report(line: Line) -> None:
         metrics.count(line)

@@ -11,8 +11,8 @@ from prometheus_client.registry import Collector
 
 from .. import __version__
 from ..engine import Engine
-from ..loading import Pair
-from .served import Line
+from ..prefix.cache import PrefixCache
+from .served import Line, Served
 
 OTHER = "other"  # the path of requests that lead nowhere
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -22,6 +22,19 @@ NOW = {
     "waiting": "Requests that have no place yet",
     "memory": "Bytes that the caches of running requests may come to need",
     "memory_limit": "Bytes that they may need at most",
+}
+KEPT = {
+    "bytes": ("nbytes", "Bytes of prefixes in memory"),
+    "disk_bytes": ("disk", "Bytes of prefixes in files"),
+    "entries": ("entries", "Pieces of prefixes that are kept"),
+}
+OF_PREFIXES = {
+    "requests": "Prompts that were looked up",
+    "hits": "Prompts of which something was known",
+    "asked": "Tokens of all prompts",
+    "found": "Tokens of these that were known",
+    "evicted": "Pieces that had to leave memory",
+    "discarded": "Files that were damaged or of something else",
 }
 SO_FAR = {
     "finished": "Requests that ended by themselves",
@@ -38,12 +51,14 @@ SO_FAR = {
 
 
 class Metrics:
-    """What a server counts."""
+    """What a server counts; `paths` are those it tells apart."""
 
-    def __init__(self, pair: Pair, engine: Engine, paths: frozenset[str]) -> None:
-        self._paths = paths
+    def __init__(self, served: Served, paths: frozenset[str]) -> None:
+        self._paths, pair = paths, served.pair
         self._registry = CollectorRegistry()
-        self._registry.register(_OfEngine(engine))
+        self._registry.register(_OfEngine(served.engine))
+        if served.prefixes is not None:
+            self._registry.register(_OfPrefixes(served.prefixes))
         own = self._registry
         Info("dflash", "What is served", registry=own).info(
             {"version": __version__, "model": pair.name, "draft": pair.draft_name or ""}
@@ -99,6 +114,18 @@ class _OfEngine(Collector):
             yield GaugeMetricFamily(f"dflash_{name}{unit}", text, value=counters[name])
         for name, text in SO_FAR.items():
             yield CounterMetricFamily(f"dflash_{name}", text, value=counters[name])
+
+
+class _OfPrefixes(Collector):
+    def __init__(self, prefixes: PrefixCache) -> None:
+        self._prefixes = prefixes
+
+    def collect(self) -> Iterator[Metric]:
+        found = asdict(self._prefixes.statistics())
+        for name, (what, text) in KEPT.items():
+            yield GaugeMetricFamily(f"dflash_prefix_{name}", text, value=found[what])
+        for name, text in OF_PREFIXES.items():
+            yield CounterMetricFamily(f"dflash_prefix_{name}", text, value=found[name])
 
 
 def _number(value: object) -> float:

@@ -10,7 +10,8 @@ from pydantic.json_schema import models_json_schema
 from .. import __version__
 from .anthropic import ClaudeRequest, CountRequest
 from .anthropic_events import ClaudeReply, Count
-from .openai_chat import ChatCompletion, ChatRequest
+from .openai_chat import ChatRequest
+from .openai_chat_events import ChatCompletion
 from .openai_responses import ResponsesRequest
 from .openai_text import Completion, TextRequest
 from .served import Served

@@ -10,6 +10,7 @@ from ..engine import Engine
 from ..loading import Pair
 from ..options import Options
 from ..pairs import find
+from ..prefix.cache import PrefixCache
 from .refusal import Refused
 
 MIB = 1 << 20
@@ -72,6 +73,7 @@ class Served:
         defaults: what requests get that do not say.
         think: whether to think where a request does not say; None leaves it to the template.
         report: called for every request that was answered.
+        prefixes: the engine's, for its figures; None where it keeps none.
     """
 
     pair: Pair
@@ -82,6 +84,7 @@ class Served:
     limits: Limits = Limits()
     access: Access = Access()
     report: Callable[[Line], None] = lambda line: None
+    prefixes: PrefixCache | None = None
 
     @property
     def name(self) -> str:

@@ -17,16 +17,18 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..batched import BatchedView, Starts, States, collect, masks, views
-from ..errors import PairError
+from ..errors import PairError, UnsupportedError, UsageError
 from ..kernels.choice import OFF, Kernels
 from ..kernels.few_rows import few_rows
 from ..kernels.head import Head
 from ..kernels.head_topk import TopK
 from ..kernels.linear import stored
 from ..kv import KVCache, LayerView, Windows
+from ..kv_quantised import KVBits
 from ..ranks import ALONE, Ranks
 from ..recurrent import Past
 from ..sharding import layers_of
+from ..span import Span
 from .attending import Softmax, apart, attended
 from .experts import experts
 from .rotation import Rotation
@@ -56,6 +58,8 @@ class Target:
     # Whether `forward` takes several texts at once: all at the same position, as rows of one state,
     # or each at its own, with a list of states.
     batches = True
+    # How keys and values are kept; None in the type they are computed in.
+    kv: KVBits | None = None
 
     def __init__(
         self,
@@ -91,6 +95,11 @@ class Target:
         return self.model
 
     @property
+    def unquantised(self) -> str | None:
+        """Why keys and values cannot be quantised; None where they can."""
+        return None
+
+    @property
     def backbone(self) -> Any:
         """The module with `embed_tokens`, `layers` and `norm`."""
         return self.language_model.model
@@ -101,7 +110,9 @@ class Target:
 
     def window_of(self, index: int) -> int | None:
         """The sliding window of layer `index`, if it attends at all."""
-        return self.windows[index]
+        window = self.windows[index]
+        assert not isinstance(window, Span)  # those are drafts'
+        return window
 
     def embed(self, ids: mx.array) -> mx.array:
         """Token ids [B, L] to what the first layer gets [B, L, hidden_size]."""
@@ -152,7 +163,11 @@ class Target:
     def open(self, ids: mx.array, start: Starts, state: States) -> Pass:
         """What the layers of a pass over `ids` from position `start` on are called with."""
         seen = masks(self.windows, state, start, ids.shape[1], apart=self.softmax is not None)
-        return Pass(views(self.windows, state, start), seen)
+        return Pass(self.views(state, start), seen)
+
+    def views(self, state: States, start: Starts) -> list[Any]:
+        """What layers that attend are given as their cache."""
+        return views(self.windows, state, start, self.kv.view if self.kv else LayerView)
 
     def run(self, index: int, hidden: mx.array, now: Pass) -> mx.array:
         """One layer: the residual stream [1, L, hidden_size] before it to that behind it."""
@@ -160,7 +175,7 @@ class Target:
         view, mask = now.views[index], now.masks[index]
         if self.softmax and isinstance(view, BatchedView):
             layer, view, mask = apart(layer, view, mask, hidden.shape[1], self.softmax)
-        elif self.softmax and isinstance(view, LayerView):
+        elif self.softmax and self.kv is None and isinstance(view, LayerView):
             heads, window = self.language_model.args.num_attention_heads, self.window_of(index)
             layer, view, mask = attended(
                 layer, view, mask, hidden.shape[1], heads, window, self.softmax, self.kernels
@@ -223,7 +238,35 @@ class Target:
 
     def with_kernels(self, kernels: Kernels) -> Self:
         """The same model, run by these kernels; caches fit both."""
-        return type(self)(self.model, self.taps, kernels, self.ranks)
+        same = type(self)(self.model, self.taps, kernels, self.ranks)
+        same.kv, same.batches = self.kv, self.batches
+        return same
+
+    def with_kv(self, kv: KVBits) -> Self:
+        """The same model, which keeps keys and values in fewer bits; caches fit this one only.
+
+        Raises:
+            UnsupportedError: attention of this family does not take them.
+            UsageError: the group does not fit its heads.
+        """
+        if self.unquantised:
+            raise UnsupportedError(
+                f"{self.model.model_type}: keys and values cannot be quantised, as "
+                f"{self.unquantised}; leave out --kv-bits"
+            )
+        same = type(self)(self.model, self.taps, self.kernels, self.ranks)
+        # Several texts in one pass attend by MLX's own attention, to keys and values in full.
+        same.kv, same.batches = kv, False
+        try:
+            # Nothing is computed: shapes are checked when a pass is built.
+            state = same.new_cache().begin(0, 1, fixed=False)
+            same.forward(mx.zeros((1, 1), mx.int32), 0, state)
+        except ValueError as error:
+            raise UsageError(
+                f"--kv-bits {kv.bits} in groups of {kv.group} does not fit the heads of "
+                f"{self.model.model_type}; try another --kv-group-size ({error})"
+            ) from error
+        return same
 
     def head_rows(self, ids: mx.array) -> mx.array:
         """The rows of the head's matrix for some tokens [n, hidden_size], dense."""

@@ -20,7 +20,6 @@ from ..batched import (
     States,
     collect,
     masks,
-    views,
 )
 from ..kernels.choice import Run
 from ..kernels.recurrence import recurrence
@@ -117,7 +116,7 @@ class GatedDeltaTarget(Target):
             rounds = self._rounds(state, ids.shape[1])
             past = list(state["past"]) if rounds else self._settle(state)
             states = [RecurrentView(p) for p in past]
-        recurrent, attention = iter(states), iter(views(self.windows, state, start))
+        recurrent, attention = iter(states), iter(self.views(state, start))
         layer_views = [next(recurrent if layer.is_linear else attention) for layer in self.layers]
         # All attention layers are alike; the recurrence is causal by itself.
         mask = next(iter(masks(self.windows, state, start, ids.shape[1], apart=True)), None)

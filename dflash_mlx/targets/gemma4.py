@@ -39,6 +39,12 @@ class Gemma4Target(Target):
     softmax = None  # layers hand their keys and values on to others
 
     @property
+    def unquantised(self) -> str | None:
+        """Layers that share keys and values get them without the cache that says how to read."""
+        shared = len(self.windows) < len(self.layers)
+        return "its last layers attend to those of others" if shared else None
+
+    @property
     def language_model(self) -> Any:
         """The text part."""
         return self.model.language_model if "language_model" in self.model else self.model

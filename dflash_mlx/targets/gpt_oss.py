@@ -14,6 +14,11 @@ class GptOssTarget(Target):
 
     softmax = Softmax("sm_scale", "sinks")
 
+    @property
+    def unquantised(self) -> str:
+        """Sinks."""
+        return "mlx-lm's attention to quantised ones takes no sinks"
+
     def layer_windows(self) -> Windows:
         """Per layer: its sliding window, None where attention is full."""
         window = self.backbone.window_size

@@ -99,6 +99,11 @@ class MlaTarget(Target):
             twin(layer, self_attn=self.narrow(layer.self_attn)) for layer in self.layers
         ]
 
+    @property
+    def unquantised(self) -> str:
+        """Latents."""
+        return "its cache holds latents, which go through products of their own"
+
     def narrow(self, attention: Any) -> Any:
         """What stands for an attention module in passes of up to `ABSORBED` rows."""
         return absorbed(attention)

@@ -25,7 +25,8 @@ from ..config import DraftConfig
 from ..drafts import draft_for
 from ..drafts.dflash import DFlashDraft
 from ..errors import UsageError
-from ..loading import Pair, find_draft, find_target, load, read_draft
+from ..finding import find_draft, find_target
+from ..loading import Pair, load, read_draft
 from ..options import Options
 from ..targets import target_for
 from . import features, generate

@@ -9,6 +9,7 @@ from ..width import Calibration, Policy
 from .measure import Progress, measure
 from .store import Record, read, setting_of, write
 
+COPIED = 64  # widest round with a lookup draft
 FIRST_USE = 6.0  # seconds, where nobody asked for a measurement
 
 
@@ -50,4 +51,6 @@ def policy_of(pair: Pair, options: Options) -> Policy:
     else:
         calibration = pair.calibrations.setdefault(sampled, Calibration(places))
     ordered = sampled and config.dflash2 is not None
-    return Policy(costs, widths_of(config.block_size), calibration, ordered)
+    # Copied runs may be longer than a block; what such passes take is corrected in use.
+    widths, copies = widths_of(config.block_size), widths_of(min(2 * config.block_size, COPIED))
+    return Policy(costs, widths, calibration, ordered, copies)

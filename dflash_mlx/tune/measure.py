@@ -133,5 +133,13 @@ class _Nobody:
     def learn(self, certainty: Sequence[float], verified: int, accepted: int) -> None:
         raise AssertionError
 
-    def time(self, width: int, context: int, seconds: float) -> None:
+    def copy(
+        self, tokens: Sequence[float], certainty: Sequence[float], context: int, most: int
+    ) -> int:
+        raise AssertionError
+
+    def copied(self, accepted: int) -> None:
+        raise AssertionError
+
+    def time(self, width: int, context: int, seconds: float, given: bool = False) -> None:
         raise AssertionError

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..costs import CostCurve
 from ..errors import CheckpointError
 from ..fields import Fields
+from ..fitting import size_of
 from ..loading import Pair
 from ..machine import this_machine
 from ..paths import cache_root, write_whole
@@ -37,6 +37,7 @@ class Setting:
         machine: chip or processor.
         device: metal, cuda or cpu.
         target_bytes, draft_bytes: size of the weights, which tells quantisations apart.
+        kv: bits and group size of the target's keys and values, or full.
     """
 
     machine: str
@@ -51,6 +52,7 @@ class Setting:
     block: int
     kernels: str
     compiled: bool
+    kv: str = "full"
 
     @property
     def file(self) -> Path:
@@ -81,7 +83,9 @@ class Record:
             **{
                 name: fields.need(name, kinds[str(kind)])
                 for name, kind in Setting.__annotations__.items()
-            }
+                if name != "kv"  # files of before it was a choice have none
+            },
+            kv=fields.get("kv", str, "full"),
         )
         return cls(setting, CostCurve.from_dict(fields.need("seconds", dict), source))
 
@@ -100,14 +104,15 @@ def setting_of(pair: Pair) -> Setting:
         device=machine.kind,
         mlx=version("mlx"),
         target=pair.name if pair.ranks.size == 1 else f"{pair.name} {pair.ranks.description}",
-        target_bytes=_bytes(pair.target.model),
+        target_bytes=size_of(pair.target.model),
         draft=pair.draft_name or "",
-        draft_bytes=_bytes(pair.draft),
+        draft_bytes=size_of(pair.draft),
         dtype=_name(pair.target.dtype),
         draft_dtype=_name(pair.draft.dtype),
         block=pair.draft.config.block_size,
         kernels=pair.kernels.mode if pair.kernels.active else "off",
         compiled=pair.compiles,
+        kv=f"{pair.target.kv.bits}/{pair.target.kv.group}" if pair.target.kv else "full",
     )
 
 
@@ -136,11 +141,6 @@ def records() -> Iterator[Record]:
         record = read(path)
         if record is not None:
             yield record
-
-
-def _bytes(module: Any) -> int:
-    flat = cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))
-    return sum(array.nbytes for _, array in flat)
 
 
 def _name(dtype: mx.Dtype) -> str:

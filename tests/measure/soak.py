@@ -40,12 +40,14 @@ from dflash_mlx.blas import prefer_openblas
 prefer_openblas()
 from tests.serving import agent_pair, in_letters
 from dflash_mlx.engine import Engine, EngineOptions
+from dflash_mlx.prefix.cache import PrefixCache, PrefixOptions
 from dflash_mlx.serve.served import Limits, Served
 from dflash_mlx.serve.server import bound, run
 pair = agent_pair()
 opened = bound("127.0.0.1", 0)
 print(opened.getsockname()[1], flush=True)
-with Engine(pair, EngineOptions(places=4, queue=64)) as engine:
+prefixes = PrefixCache(pair, PrefixOptions(memory=4 << 20))
+with Engine(pair, EngineOptions(places=4, queue=64), prefixes) as engine:
     run(Served(pair, engine, ("tiny",), in_letters(pair), limits=Limits(body=1 << 20)), opened)
 """
 PROMPTS = ["hello", "a longer question, " * 8, "x", "tell me of seven things", "numbers 1 2 3"]
