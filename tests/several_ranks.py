@@ -85,6 +85,7 @@ def more_answers(pair: Pair) -> list[Any]:
     found.append(interrupted(pair, session))
     pair.costs = Corrected(linear(4, 0.1)) if pair.ranks.leads else None
     found.append(said(pair, Options(6, block="auto"), session))
+    found.append(said(pair, Options(6, lookup="on"), None, PROMPT * 2 + PROMPT[:3]))
     read = read_twice(pair.target, PROMPT, PROMPT[:4], 2)
     found.append([(p.token, p.best[0], p.wide[0]) for p in read])
     return found

@@ -285,6 +285,7 @@ from dflash_mlx.blas import prefer_openblas
 prefer_openblas()
 from dflash_mlx import loading
 from dflash_mlx.cli import app
+from dflash_mlx.ranks import ALONE
 from tests.tiny import tiny_pair
 loading.load = lambda *args, **kwargs: tiny_pair()
 reading, writing = os.pipe()
