@@ -110,6 +110,4 @@ def _print_env(at: ServerOptions, model: str) -> None:
 def _need(*names: str) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        raise UsageError(
-            f"serve needs {', '.join(missing)}; install them with: pip install 'dflash-mlx[serve]'"
-        )
+        raise UsageError(f"serve needs {', '.join(missing)}: pip install '.[serve]'")

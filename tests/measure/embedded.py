@@ -1,28 +1,33 @@
 """The embedded pair beside mlx-lm: same ids, tokens per round, speed as ratios.
 
-    python -m tests.measure.embedded [--prompts 40] [--tokens 128] [--blocks 4,8]
+    python -m tests.measure.embedded [--prompts 40] [--tokens 128] [--blocks 4,8,auto]
 
 Every prompt is answered by stock mlx-lm, by our plain decoding and by DFlash, in turn, in one
 process and in float32. Prompts are of kinds the draft was trained on (`heldout`) and of kinds it
-never saw (`ood`); none of them was trained on. The last line of stdout is one JSON document.
+never saw (`ood`); none of them was trained on. Before anything is timed, every way answers once,
+which with block "auto" measures the passes of this machine. The last line of stdout is one JSON
+document.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx_lm
 
 from dflash_mlx.generation import stream_generate
 from dflash_mlx.loading import Pair, load
-from dflash_mlx.options import Options
+from dflash_mlx.options import AUTO, Options
 
 from . import FAST_BLAS
 
+Block = int | Literal["auto"]
+WARM_TOKENS = 24
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.json"
 
 
@@ -47,19 +52,17 @@ def by_us(pair: Pair, prompt: list[int], tokens: int, **options: Any) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th prompt")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--blocks", default="4,8")
     args = parser.parse_args()
-    blocks = [int(b) for b in args.blocks.split(",")]
+    blocks = [AUTO if b == AUTO else int(b) for b in args.blocks.split(",")]
     pair = load(quiet=True)
     rows = []
-    for item in json.loads(PROMPTS.read_text())[: args.prompts]:
-        message = [{"role": "user", "content": item["prompt"]}]
-        prompt = pair.tokenizer.apply_chat_template(message, add_generation_prompt=True)
-        done = {"mlx_lm": by_mlx_lm(pair, prompt, args.tokens)}
-        done["plain"] = by_us(pair, prompt, args.tokens, speculate=False)
-        for block in blocks:
-            done[f"block {block}"] = by_us(pair, prompt, args.tokens, block=block)
+    items = json.loads(PROMPTS.read_text())
+    every_way(pair, items[-1], WARM_TOKENS, blocks)
+    for item in items[:: args.stride][: args.prompts]:
+        done = every_way(pair, item, args.tokens, blocks)
         same = all(run["ids"] == done["mlx_lm"]["ids"] for run in done.values())
         rows.append({"split": item["split"], "kind": item["kind"], "same": same, "runs": done})
         rates = {name: round(run["rate"], 1) for name, run in done.items()}
@@ -67,7 +70,19 @@ def main() -> None:
     print(json.dumps(summary(rows, blocks)))
 
 
-def summary(rows: list[dict[str, Any]], blocks: list[int]) -> dict[str, Any]:
+def every_way(
+    pair: Pair, item: dict[str, str], tokens: int, blocks: Sequence[Block]
+) -> dict[str, Any]:
+    message = [{"role": "user", "content": item["prompt"]}]
+    prompt = pair.tokenizer.apply_chat_template(message, add_generation_prompt=True)
+    done = {"mlx_lm": by_mlx_lm(pair, prompt, tokens)}
+    done["plain"] = by_us(pair, prompt, tokens, speculate=False)
+    for block in blocks:
+        done[f"block {block}"] = by_us(pair, prompt, tokens, block=block)
+    return done
+
+
+def summary(rows: list[dict[str, Any]], blocks: Sequence[Block]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "prompts": len(rows),
         "identical": sum(row["same"] for row in rows),
@@ -83,6 +98,10 @@ def summary(rows: list[dict[str, Any]], blocks: list[int]) -> dict[str, Any]:
             stats = [r["runs"][name]["stats"] for r in rows if split in (None, r["split"])]
             pooled = sum(s.round_tokens for s in stats) / max(1, sum(s.rounds for s in stats))
             figures[f"tokens_per_round_{split or 'all'}"] = round(pooled, 3)
+        kinds = dict.fromkeys(row["kind"] for row in rows)
+        figures["to_plain_by_kind"] = {
+            kind: ratio([r for r in rows if r["kind"] == kind], name, "plain") for kind in kinds
+        }
         result[name] = figures
     return result
 
