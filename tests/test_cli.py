@@ -17,6 +17,7 @@ from dflash_mlx.conversation import Conversation
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.loading import Pair
 from dflash_mlx.options import Options
+from dflash_mlx.ranks import ALONE
 from dflash_mlx.sampling import Sampling
 
 from .tiny import PLAIN, tiny_pair
@@ -236,6 +237,7 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         "revision": "r",
         "draft_revision": "s",
         "quiet": True,
+        "ranks": ALONE,
     }
 
 
@@ -285,7 +287,6 @@ from dflash_mlx.blas import prefer_openblas
 prefer_openblas()
 from dflash_mlx import loading
 from dflash_mlx.cli import app
-from dflash_mlx.ranks import ALONE
 from tests.tiny import tiny_pair
 loading.load = lambda *args, **kwargs: tiny_pair()
 reading, writing = os.pipe()
