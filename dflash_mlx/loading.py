@@ -31,7 +31,7 @@ from .kv_quantised import KVBits
 from .machine import this_machine
 from .memory import Memory
 from .ranks import ALONE, Ranks
-from .span import SINK, span_of
+from .span import SINK, Span, span_of
 from .targets import family_of, target_for
 from .targets.base import Target
 from .trial import Trial
@@ -154,65 +154,113 @@ def load(
         DFlashError: one line that says what was given, what was expected and what to do.
     """
     _check_options(bits, draft_bits, dtype)
-    chosen = kernels_of(kernels, ranks.size)
-    span = span_of(draft_window, draft_sink) if draft_window is not None else None
-    kept = KVBits(kv_bits, kv_group_size) if kv_bits is not None else None
-    if kept and ranks.size > 1:
-        raise UsageError("--kv-bits needs a single process; leave it out, or start just one")
-
-    def read() -> tuple[Pair, Original | None]:
-        """The pair by files alone, and what reads its draft as it is stored."""
-        known = pairs.find(model)
-        target_folder = find_target(model, revision, quiet)
-        pair = pairfile.find(target_folder)
-        if pair is not None:
-            pair.check()
-            target_folder = pair.target
-        raw = read_config(target_folder)
-        family_of(raw.get("model_type"), model)
-        sharding.check(text_of(raw), model, ranks)
-        found = None
-        if speculate and pair is not None and draft is None:
-            found = pair.draft, f"{model}/{pairfile.DRAFT}"
-        elif speculate:
-            found = find_draft(model, draft, draft_revision, quiet)
-        config = None
-        if found is not None:
-            config = DraftConfig.from_dict(read_config(found[0]), f"{found[1]}/config.json")
-            check_fit(config, raw, model, found[1])
-            config = config.with_span(span) if span else config
-        elif span:
-            raise UsageError("a draft window without a draft; leave one of them out")
-        lm, tokenizer = _load_target(target_folder, raw, bits, dtype, model, ranks)
-        target = target_for(lm, config.taps if config else (), ranks)
-        target = target.with_kv(kept) if kept else target
-        network = original = None
-        if found is not None and config is not None:
-            # The config counts rows of the head; only the tokenizer tells padding from tokens.
-            vocabulary = max(tokenizer.get_vocab().values()) + 1 if config.dflash2 else None
-            config = config.on_scaled_embeddings(target.embed_scale)
-            original = partial(read_draft, found[0], config, vocabulary=vocabulary)
-            network = original(bits=draft_bits, dtype=dtype)
-        made = Pair(
-            target=target,
-            draft=network,
-            tokenizer=tokenizer,
-            eos_ids=frozenset(tokenizer.eos_token_ids),
-            max_context=text_of(raw).get("max_position_embeddings") or 8192,
-            name=known.name if known and model.lower() == known.name.lower() else model,
-            draft_name=found[1] if found else None,
-            kernels=chosen,
-            memory=memory_of(target, network, raw, this_machine()),
-        )
-        return made, original
-
-    loaded, original = ranks.together(read)
-    if check and loaded.draft is not None and original is not None:
+    wanted = _Wanted(
+        model=model,
+        draft=draft,
+        speculate=speculate,
+        bits=bits,
+        draft_bits=draft_bits,
+        dtype=dtype,
+        kernels=kernels_of(kernels, ranks.size),
+        kv=KVBits(kv_bits, kv_group_size) if kv_bits is not None else None,
+        span=span_of(draft_window, draft_sink) if draft_window is not None else None,
+        revision=revision,
+        draft_revision=draft_revision,
+        quiet=quiet,
+        ranks=ranks,
+    )
+    pair, original = ranks.together(lambda: _read(wanted))
+    if check and pair.draft is not None and original is not None:
         with ranks.meeting():
-            ids, name = loaded.tokenizer.encode(TEXT), str(loaded.draft_name)
-            check_draft(loaded.target, loaded.draft, ids, name, original, draft_bits)
-    loaded.memory = shared(loaded.memory, ranks)
-    return loaded
+            ids, name = pair.tokenizer.encode(TEXT), str(pair.draft_name)
+            check_draft(pair.target, pair.draft, ids, name, original, draft_bits)
+    pair.memory = shared(pair.memory, ranks)
+    return pair
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `load` was asked for."""
+
+    model: str
+    draft: str | None
+    speculate: bool
+    bits: int | None
+    draft_bits: int | None
+    dtype: str | None
+    kernels: Kernels
+    kv: KVBits | None
+    span: Span | None
+    revision: str | None
+    draft_revision: str | None
+    quiet: bool
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        if self.kv and self.ranks.size > 1:
+            raise UsageError("--kv-bits needs a single process; leave it out, or start just one")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where the files of a pair are, and what their configs say; the two fit."""
+
+    target: Path
+    raw: dict[str, Any]
+    draft: tuple[Path, str] | None = None  # and its name
+    config: DraftConfig | None = None
+
+
+def _find(wanted: _Wanted) -> _Found:
+    """Fetch what is not here, and check everything that can be told before it is loaded."""
+    folder = find_target(wanted.model, wanted.revision, wanted.quiet)
+    pair = pairfile.find(folder)
+    if pair is not None:
+        pair.check()
+        folder = pair.target
+    raw = read_config(folder)
+    family_of(raw.get("model_type"), wanted.model)
+    sharding.check(text_of(raw), wanted.model, wanted.ranks)
+    if not wanted.speculate:
+        if wanted.span:
+            raise UsageError("a draft window without a draft; leave one of them out")
+        return _Found(folder, raw)
+    if pair is not None and wanted.draft is None:
+        draft = pair.draft, f"{wanted.model}/{pairfile.DRAFT}"
+    else:
+        draft = find_draft(wanted.model, wanted.draft, wanted.draft_revision, wanted.quiet)
+    config = DraftConfig.from_dict(read_config(draft[0]), f"{draft[1]}/config.json")
+    check_fit(config, raw, wanted.model, draft[1])
+    return _Found(folder, raw, draft, config.with_span(wanted.span) if wanted.span else config)
+
+
+def _read(wanted: _Wanted) -> tuple[Pair, Original | None]:
+    """The pair, by files alone, and what reads its draft as it is stored."""
+    found = _find(wanted)
+    lm, tokenizer = _load_target(found, wanted)
+    target = target_for(lm, found.config.taps if found.config else (), wanted.ranks)
+    target = target.with_kv(wanted.kv) if wanted.kv else target
+    draft = original = None
+    if found.draft is not None and found.config is not None:
+        # The config counts rows of the head; only the tokenizer tells padding from tokens.
+        vocabulary = max(tokenizer.get_vocab().values()) + 1 if found.config.dflash2 else None
+        config = found.config.on_scaled_embeddings(target.embed_scale)
+        original = partial(read_draft, found.draft[0], config, vocabulary=vocabulary)
+        draft = original(bits=wanted.draft_bits, dtype=wanted.dtype)
+    known = pairs.find(wanted.model)
+    short = known is not None and wanted.model.lower() == known.name.lower()
+    pair = Pair(
+        target=target,
+        draft=draft,
+        tokenizer=tokenizer,
+        eos_ids=frozenset(tokenizer.eos_token_ids),
+        max_context=text_of(found.raw).get("max_position_embeddings") or 8192,
+        name=known.name if known is not None and short else wanted.model,
+        draft_name=found.draft[1] if found.draft else None,
+        kernels=wanted.kernels,
+        memory=memory_of(target, draft, found.raw, this_machine()),
+    )
+    return pair, original
 
 
 def read_draft(
@@ -286,18 +334,12 @@ def _check_options(bits: int | None, draft_bits: int | None, dtype: str | None) 
         raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
 
 
-def _load_target(
-    folder: Path,
-    raw: dict[str, Any],
-    bits: int | None,
-    dtype: str | None,
-    name: str,
-    ranks: Ranks,
-) -> tuple[Any, Any]:
+def _load_target(found: _Found, wanted: _Wanted) -> tuple[Any, Any]:
     import mlx_lm
     from mlx_lm.utils import quantize_model
 
-    check_target_files(folder, raw)
+    folder = found.target
+    check_target_files(folder, found.raw)
     try:
         lm, tokenizer, config = mlx_lm.load(
             str(folder),
@@ -310,13 +352,13 @@ def _load_target(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"{folder} cannot be loaded by mlx-lm: {reason}") from error
     floating = [v for v in _parameters(lm).values() if mx.issubdtype(v.dtype, mx.floating)]
-    cast_floating(lm, _dtype(dtype, floating[0].dtype))
-    if bits:
-        if raw.get("quantization"):
+    cast_floating(lm, _dtype(wanted.dtype, floating[0].dtype))
+    if wanted.bits:
+        if found.raw.get("quantization"):
             raise UsageError(f"{folder} is quantised already; leave out --bits")
         with redirect_stdout(sys.stderr):  # where it reports what it did
-            lm, _ = quantize_model(lm, config, GROUP_SIZE, bits)
-    sharding.cut(lm, name, ranks)
+            lm, _ = quantize_model(lm, config, GROUP_SIZE, wanted.bits)
+    sharding.cut(lm, wanted.model, wanted.ranks)
     mx.eval(lm.parameters())
     lm.eval()
     return lm, tokenizer
