@@ -51,12 +51,12 @@ def _gemma(parameters: int, layers: int, kv_heads: int, wide_heads: int) -> Targ
 
 _MINIMAX = TargetSize(Weights(228_689_764_864, "fp8"), TargetShape((heads(62, 8, 128),)))
 _KIMI = TargetSize(
-    Weights(1_026_408_232_448, "int4", 1_014_686_023_680), TargetShape((Rows(61, 512 + 64),))
+    Weights(1_026_408_232_448, "int4", 1_014_686_023_680),
+    TargetShape((Rows(61, 512 + 64, latent=True),)),
 )
 # As GLM-5, whose architecture it has.
-_GLM = TargetSize(
-    Weights(743_911_218_432, "fp8"), TargetShape((Rows(78, 512 + 64), Rows(78, 128 + 1)))
-)
+_GLM_ROWS = (Rows(78, 512 + 64, latent=True), Rows(78, 128 + 1, latent=True))
+_GLM = TargetSize(Weights(743_911_218_432, "fp8"), TargetShape(_GLM_ROWS))
 _MUSE = (heads(13, 2, 128), heads(39, 2, 128, 2048))
 
 TARGETS: dict[str, TargetSize] = {

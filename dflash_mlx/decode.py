@@ -197,7 +197,7 @@ class DraftDecoder(RoundDecoder):
 
     def _step_of(self, target: Target, draft: DFlashDraft | None) -> Any:
         assert draft is not None
-        return DraftStep(target, draft, self.sampling, self._width)
+        return DraftStep(target, draft, self.sampling, self._width, logprobs=self.logprobs)
 
     def _round(self, anchor: int, step: Any) -> Result:
         cache, context = self.session.cache, self._context

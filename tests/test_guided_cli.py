@@ -76,7 +76,7 @@ def test_wrong_usage_exits_2(run: Run, args: list[str], message: str) -> None:
 
 
 def test_a_schema_needs_a_prompt(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    monkeypatch.setattr("dflash_mlx.cli.chat.read_prompt", lambda *_: None)
+    monkeypatch.setattr("dflash_mlx.cli.chat.read_prompt", lambda *_, **__: None)
     result = command("--schema", "{}")
     assert result.exit_code == 2
     assert "--schema needs a prompt" in " ".join(result.stderr.replace("│", "").split())

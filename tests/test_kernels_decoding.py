@@ -178,7 +178,7 @@ def test_rounds_with_and_without_kernels_take_turns(family: str, emulate: Any) -
     emulate(Emulation())
     pair = pair_of(family, True, Kernels("auto", CHIP))
     ways: list[bool] = []
-    pair.trials[BLOCK, Options().sampling] = InTurn(ways)
+    pair.trials[BLOCK, Options().sampling, None] = InTurn(ways)
     prompt, ids = truth(family, True)
     assert decode(pair, prompt) == ids
     assert len(set(ways)) == 2
