@@ -25,7 +25,7 @@ from ..kv import KVCache, Scalar
 from ..sampling import Sampling, log_distribution
 from ..span import Span
 from .joined import Joined
-from .rope import Rotary
+from .rope import Rotary, Rotate
 from .shortlist import Candidates, Proposal, Shortlist, Wanted, largest
 
 CANDIDATES = 32  # of each place; as many as a kernel finds at once
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
-    def __call__(self, rows: mx.array, rotary: Rotary, view: Any, mask: Any) -> mx.array:
+    def __call__(self, rows: mx.array, rotary: Rotate, view: Any, mask: Any) -> mx.array:
         queries = rotary(self.q_norm(self._heads(self.q_proj(rows))), view.offset)
         keys = rotary(self.k_norm(self._heads(self.k_proj(rows))), view.offset)
         out = self._attend(queries, keys, self._heads(self.v_proj(rows)), view, mask)
@@ -108,7 +108,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, rotary: Rotary, view: Any, mask: Any) -> mx.array:
+    def __call__(self, x: mx.array, rotary: Rotate, view: Any, mask: Any) -> mx.array:
         """The residual stream of a block [1, L, hidden_size] before the layer to that behind."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, view, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -229,8 +229,9 @@ class DFlashDraft(nn.Module):
         ahead = [not causal for causal in config.causal]
         layer_masks = masks(config.spans, state, start, block.shape[1], ahead, apart=True)
         x = block.astype(self.dtype) * config.input_embedding_scale
+        rotary = self._rotary.at(start)
         for layer, view, mask in zip(self.layers, layer_views, layer_masks, strict=True):
-            x = layer(x, self._rotary, view, mask)
+            x = layer(x, rotary, view, mask)
         return self.norm(x), collect(state, layer_views)
 
     def shape_logits(self, logits: mx.array) -> mx.array:

@@ -22,7 +22,7 @@ from ..kernels.choice import OFF
 from ..kernels.selector import convolution, path
 from ..sampling import Sampling, log_distribution
 from .dflash import DFlashDraft, Layer
-from .rope import Rotary
+from .rope import Rotate
 from .shortlist import Candidates, Proposal, Shortlist, Wanted, largest
 
 
@@ -69,7 +69,7 @@ class ConvolvedLayer(Layer):
         self.attention_conv = GroupedDynamicCausalConv(config.hidden_size, extra)
         self.mlp_conv = GroupedDynamicCausalConv(config.hidden_size, extra)
 
-    def __call__(self, x: mx.array, rotary: Rotary, view: Any, mask: Any) -> mx.array:
+    def __call__(self, x: mx.array, rotary: Rotate, view: Any, mask: Any) -> mx.array:
         """As the plain layer."""
 
         def attend(rows: mx.array) -> mx.array:

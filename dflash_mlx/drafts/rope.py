@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 
+from ..batched import Starts
 from ..kv import Scalar
 from ..rope import Rope
+from ..waves import Waves, saves
+
+Rotate = Callable[[mx.array, Scalar], mx.array]  # rows, and the position of the first
 
 
 class Rotary:
@@ -22,6 +27,18 @@ class Rotary:
         self.dims = dims
         self.scale = rope.attention_factor if rope.kind == "yarn" else 1.0
         self.periods = mx.array(_periods(rope, dims), mx.float32)
+
+    def at(self, start: Starts) -> Rotate:
+        """The same for the layers of one pass, whose first row is at position `start`."""
+        if not saves():
+            return self
+        waves = Waves(start)
+
+        def rotate(x: mx.array, _: Scalar) -> mx.array:
+            x = x if self.scale == 1.0 else x * self.scale
+            return waves.turn(x, self.dims, lambda: mx.reciprocal(self.periods))
+
+        return rotate
 
     def __call__(self, x: mx.array, start: Scalar) -> mx.array:
         """Rotate [B, heads, L, head_dim], the first row at position `start`."""
