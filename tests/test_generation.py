@@ -329,7 +329,7 @@ def test_sampled_sequences_have_the_targets_probabilities(
 
     sampling = Sampling(temperature=1.0, top_k=4, presence_penalty=penalty)
     pair = priced(make_pair("llama", random_draft(draft_config(block_size=4))), 0.01, 0.0)
-    model, runs = language_model("llama"), 2000
+    model, runs = language_model("llama"), 1000
     counts: dict[tuple[int, ...], int] = {}
     for seed in range(runs):
         options = Options(max_tokens=5, sampling=sampling, seed=seed, block=block)
