@@ -12,7 +12,17 @@ import typer
 from dflash_mlx.pairs import EMBEDDED
 from dflash_mlx.span import SINK
 
-from .options import Bits, Dtype, SamplingOptions, Use, option
+from .options import (
+    Bits,
+    ComputedIn,
+    DraftSink,
+    DraftWindow,
+    KernelUse,
+    KvGroupSize,
+    SamplingOptions,
+    Use,
+    option,
+)
 
 if TYPE_CHECKING:
     from dflash_mlx.bench.records import Block
@@ -100,41 +110,11 @@ class PairsOptions:
     kv_bits: Annotated[
         Bits | None, _model("--kv-bits", help="Keep targets' keys and values in so many bits")
     ] = None
-    kv_group_size: Annotated[
-        int,
-        _model(
-            "--kv-group-size",
-            help="Elements of them that share a scale: 32, 64 or 128",
-            metavar="N",
-        ),
-    ] = 64
-    draft_window: Annotated[
-        int | None,
-        _model(
-            "--draft-window",
-            help="Full layers of the draft see the last so many tokens alone",
-            metavar="N",
-        ),
-    ] = None
-    draft_sink: Annotated[
-        int, _model("--draft-sink", help="And the first so many", metavar="N")
-    ] = SINK
-    dtype: Annotated[
-        Dtype | None,
-        _model(
-            "--dtype",
-            help="float32, bfloat16 or float16; by default the files' own, float32 on a CPU",
-            metavar="TYPE",
-        ),
-    ] = None
-    kernels: Annotated[
-        Use,
-        _model(
-            "--kernels",
-            help="Metal kernels: auto where they pay, on wherever they run, off",
-            metavar="WHEN",
-        ),
-    ] = "auto"
+    kv_group_size: KvGroupSize = 64
+    draft_window: DraftWindow = None
+    draft_sink: DraftSink = SINK
+    dtype: ComputedIn = None
+    kernels: KernelUse = "auto"
 
     def subjects(self) -> list[Subject]:
         """Every pair, with names that tell them apart."""

@@ -46,6 +46,42 @@ def _speculation(*names: str, help: str, metavar: str | None = None) -> Any:
     return option("Speculation", *names, help=help, metavar=metavar)
 
 
+# Of one pair in most commands, of several in `bench`.
+KvGroupSize = Annotated[
+    int,
+    _model(
+        "--kv-group-size",
+        help="Elements of them that share a scale: 32, 64 or 128",
+        metavar="N",
+    ),
+]
+DraftWindow = Annotated[
+    int | None,
+    _model(
+        "--draft-window",
+        help="Full layers of the draft see the last so many tokens alone",
+        metavar="N",
+    ),
+]
+DraftSink = Annotated[int, _model("--draft-sink", help="And the first so many", metavar="N")]
+ComputedIn = Annotated[
+    Dtype | None,
+    _model(
+        "--dtype",
+        help="float32, bfloat16 or float16; by default the files' own, float32 on a CPU",
+        metavar="TYPE",
+    ),
+]
+KernelUse = Annotated[
+    Use,
+    _model(
+        "--kernels",
+        help="Metal kernels: auto where they pay, on wherever they run, off",
+        metavar="WHEN",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which target and draft, and how they are loaded."""
@@ -71,41 +107,11 @@ class ModelOptions:
     kv_bits: Annotated[
         Bits | None, _model("--kv-bits", help="Keep the target's keys and values in so many bits")
     ] = None
-    kv_group_size: Annotated[
-        int,
-        _model(
-            "--kv-group-size",
-            help="Elements of them that share a scale: 32, 64 or 128",
-            metavar="N",
-        ),
-    ] = 64
-    draft_window: Annotated[
-        int | None,
-        _model(
-            "--draft-window",
-            help="Full layers of the draft see the last so many tokens alone",
-            metavar="N",
-        ),
-    ] = None
-    draft_sink: Annotated[
-        int, _model("--draft-sink", help="And the first so many", metavar="N")
-    ] = SINK
-    dtype: Annotated[
-        Dtype | None,
-        _model(
-            "--dtype",
-            help="float32, bfloat16 or float16; by default the files' own, float32 on a CPU",
-            metavar="TYPE",
-        ),
-    ] = None
-    kernels: Annotated[
-        Use,
-        _model(
-            "--kernels",
-            help="Metal kernels: auto where they pay, on wherever they run, off",
-            metavar="WHEN",
-        ),
-    ] = "auto"
+    kv_group_size: KvGroupSize = 64
+    draft_window: DraftWindow = None
+    draft_sink: DraftSink = SINK
+    dtype: ComputedIn = None
+    kernels: KernelUse = "auto"
     revision: Annotated[
         str | None,
         _model("--revision", help="Branch, tag or commit of the target on the hub", metavar="NAME"),

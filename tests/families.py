@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from dflash_mlx.config import FULL, DraftConfig, Rope
@@ -12,6 +13,7 @@ from dflash_mlx.drafts.dflash import DFlashDraft
 from dflash_mlx.kv import Scalar, State
 from dflash_mlx.loading import Pair
 from dflash_mlx.sampling import Sampling
+from dflash_mlx.session import Session
 from dflash_mlx.targets import target_for
 
 from .reduced import COMMON, CONFIGS, HIDDEN, VOCAB, WINDOW, build, language_model
@@ -129,3 +131,16 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     key = mx.random.key(1000 * seed + length)
     ids: list[int] = mx.random.randint(0, MASK_ID, (length,), key=key).tolist()
     return ids
+
+
+def kept_rows(session: Session) -> list[mx.array]:
+    """All arrays of a session's two caches."""
+    assert session.context is not None
+    caches = (session.cache, session.context)
+    return [a for cache in caches for pair in cache.state["layers"] if pair for a in pair]
+
+
+def address(array: mx.array) -> int:
+    """Where an array is in memory."""
+    mx.eval(array)
+    return int(np.asarray(array).__array_interface__["data"][0])

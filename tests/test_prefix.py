@@ -1,7 +1,6 @@
 """Requests that begin like earlier ones compute only what is new, and answer the same."""
 
 import mlx.core as mx
-import numpy as np
 import pytest
 
 from dflash_mlx.generation import rounds
@@ -9,7 +8,16 @@ from dflash_mlx.prefix.cache import TAIL, PrefixCache, PrefixOptions
 from dflash_mlx.prefix.snapshot import Layout
 from dflash_mlx.session import Session
 
-from .families import FAMILIES, ScriptedDraft, draft_config, make_pair, plain_ids, prompt_of
+from .families import (
+    FAMILIES,
+    ScriptedDraft,
+    address,
+    draft_config,
+    kept_rows,
+    make_pair,
+    plain_ids,
+    prompt_of,
+)
 from .prefixes import KINDS, alone, ask, bits, growing, options, pair_of
 
 TURNS = 20
@@ -139,24 +147,13 @@ def test_a_hit_copies_once(family: str) -> None:
     assert len(session.ids) == 45
     places = []
     for _ in rounds(cache.pair, truth[:46], options(30, block=8), session):
-        places.append([address(a) for a in rows_of(session)])
+        places.append([address(a) for a in kept_rows(session)])
         if len(places) == 4:
             cache.put(session)
     assert len(places) > 6
     assert all(place == places[1] for place in places[2:])
     still = bits(cache)
     assert any(e.ids for e in kept) and all(still.get(e, kept[e]) == kept[e] for e in kept)
-
-
-def rows_of(session: Session) -> list[mx.array]:
-    assert session.context is not None
-    caches = (session.cache, session.context)
-    return [a for cache in caches for pair in cache.state["layers"] if pair for a in pair]
-
-
-def address(array: mx.array) -> int:
-    mx.eval(array)
-    return int(np.asarray(array).__array_interface__["data"][0])
 
 
 @pytest.mark.parametrize("family", ["gemma4-shared", "qwen3_5", "kimi_k25"])

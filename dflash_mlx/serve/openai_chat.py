@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from ..options import Options
 from .fields import (
@@ -20,9 +20,11 @@ from .fields import (
 )
 from .guides import Format, guided
 from .openai_common import (
+    BY_FORM,
     Function,
     FunctionName,
     StreamOptions,
+    Word,
     arguments_of,
     offered,
 )
@@ -102,11 +104,7 @@ class NamedChoice(Model):
     function: FunctionName
 
 
-Word = Literal["none", "auto", "required"]
-Choice = Annotated[
-    Annotated[Word, Tag("word")] | Annotated[NamedChoice, Tag("named")],
-    Discriminator(lambda value: "word" if isinstance(value, str) else "named"),
-]
+Choice = Annotated[Annotated[Word, Tag("word")] | Annotated[NamedChoice, Tag("named")], BY_FORM]
 
 
 class ChatRequest(SamplingFields):

@@ -7,7 +7,7 @@ import secrets
 import time
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field
 
 from ..loading import Pair
 from .fields import Model, Reply
@@ -47,6 +47,11 @@ class Function(Model):
             "description": self.description or "",
             "parameters": self.parameters or {"type": "object", "properties": {}},
         }
+
+
+# How a tool choice is said: one word, or an object that names a tool.
+Word = Literal["none", "auto", "required"]
+BY_FORM = Discriminator(lambda value: "word" if isinstance(value, str) else "named")
 
 
 class FunctionName(Model):

@@ -12,7 +12,7 @@ from ..options import Options
 from .fields import Effort, Model, SamplingFields, Text, Texts, thinking_of
 from .guides import FlatFormat, guided
 from .openai_chat import options_of
-from .openai_common import arguments_of, offered
+from .openai_common import BY_FORM, Word, arguments_of, offered
 from .refusal import Refused
 from .served import Served
 from .wanted import Message, Tool, Wanted
@@ -211,11 +211,7 @@ class NamedTool(Model):
     name: str
 
 
-Word = Literal["none", "auto", "required"]
-Choice = Annotated[
-    Annotated[Word, Tag("word")] | Annotated[NamedTool, Tag("named")],
-    Discriminator(lambda value: "word" if isinstance(value, str) else "named"),
-]
+Choice = Annotated[Annotated[Word, Tag("word")] | Annotated[NamedTool, Tag("named")], BY_FORM]
 
 
 class Reasoning(Model):
