@@ -72,6 +72,9 @@ class DraftOptions:
     dflash2: Annotated[
         bool | None, _of("Draft", "--dflash2", "With convolutions and a selector", None)
     ] = None
+    vocabulary: Annotated[
+        int | None, _of("Draft", "--draft-vocabulary", "Tokens it can propose; by default all")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ FULL = "full_attention"
 SLIDING = "sliding_attention"
 DFLASH_1 = "DFlashDraftModel"
 DFLASH_2 = "DFlash2DraftModel"
+CANDIDATES = 32  # of each place of a block, where somebody chooses among several
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class DraftConfig:
         input_embedding_scale: multiplies the embeddings as the target makes them, its own scale
             included (Gemma's), as in the published MLX code; the PyTorch code multiplies the
             bare table.
+        draft_vocab_size: how many tokens it can propose; None for all. Which ones is a tensor of
+            the checkpoint, `draft_vocabulary`.
         dflash2: None for a DFlash 1 draft.
         span: what full layers keep of their context; None for all of it. No checkpoint says so.
     """
@@ -79,6 +82,7 @@ class DraftConfig:
     final_logit_softcapping: float | None
     output_multiplier: float
     input_embedding_scale: float
+    draft_vocab_size: int | None = None
     dflash2: DFlash2 | None = None
     span: Span | None = None
 
@@ -158,6 +162,7 @@ class DraftConfig:
             final_logit_softcapping=_either(inner, top, "final_logit_softcapping", None),
             output_multiplier=_either(inner, top, "output_multiplier", 1.0),
             input_embedding_scale=_either(inner, top, "input_embedding_scale", 1.0),
+            draft_vocab_size=_draft_vocab_size(top),
             dflash2=_dflash2(top, inner) if architecture == DFLASH_2 else None,
         )
 
@@ -182,6 +187,16 @@ def _dflash2(top: Fields, inner: Fields) -> DFlash2:
     if size % group:
         raise inner.wrong("conv_group_size", group, f"a divisor of hidden_size {size}")
     return DFlash2(**values)
+
+
+def _draft_vocab_size(top: Fields) -> int | None:
+    size: int | None = top.get("draft_vocab_size", int, None)
+    every = top.positive("vocab_size")
+    if size is None or size == every:
+        return None
+    if not CANDIDATES <= size < every:
+        raise top.wrong("draft_vocab_size", size, f"{CANDIDATES} to vocab_size {every}")
+    return size
 
 
 def _kv_heads(top: Fields, num_heads: int) -> int:

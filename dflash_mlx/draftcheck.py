@@ -151,7 +151,7 @@ def _drafted(
     size = draft.config.block_size - 1
     # One product with the head, which may be larger than the draft.
     hidden = mx.concatenate(blocks)
-    logits = draft.shape_logits(target.head(hidden[None].astype(target.dtype)))[0]
+    logits = target.draft_logits(hidden[None], draft.shape_logits)[0]
     finite = mx.isfinite(logits).all(axis=-1)
     logits = process(logits, None, GREEDY)
     tokens = []

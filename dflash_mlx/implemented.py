@@ -31,7 +31,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # Name: the field whose value it has to repeat.
 SAME_AS = {
-    "draft_vocab_size": "vocab_size",
     "target_hidden_size": "hidden_size",
     "v_head_dim": "head_dim",
 }

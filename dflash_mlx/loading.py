@@ -247,6 +247,7 @@ def _read(wanted: _Wanted) -> tuple[Pair, Original | None]:
         config = found.config.on_scaled_embeddings(target.embed_scale)
         original = partial(read_draft, found.draft[0], config, vocabulary=vocabulary)
         draft = original(bits=wanted.draft_bits, dtype=wanted.dtype)
+        target = target.with_draft_vocabulary(draft.vocabulary)
     known = pairs.find(wanted.model)
     short = known is not None and wanted.model.lower() == known.name.lower()
     pair = Pair(

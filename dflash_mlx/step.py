@@ -149,8 +149,7 @@ class DraftStep:
         hidden, context = self.draft.forward(block, start, context)
         hidden = hidden[:, 1:]
         # The draft does not know its own block while it draws it, only what stands before.
-        rows = hidden.astype(self.target.dtype)
-        logits = self._logits(rows, histories(history, anchor), wanted)
+        logits = self._logits(hidden, histories(history, anchor), wanted)
         return hidden[0], logits, context
 
     def verify(
@@ -180,10 +179,11 @@ class DraftStep:
         best = None
         if wanted and self.sampling.untouched:
             most = min(wanted.largest, self.target.vocab_size)
-            best = self.target.best(hidden[0], most, wanted.limit)
+            rows = hidden[0].astype(self.target.dtype)
+            best = self.target.best_drafts(rows, most, wanted.limit)
         if best is not None:
             return Shortlist(best.ids, self.draft.shape_logits(best.values))
-        logits = self.draft.shape_logits(self.target.head(hidden))[0]
+        logits = self.target.draft_logits(hidden, self.draft.shape_logits)[0]
         return process(logits, history, self.sampling)
 
 

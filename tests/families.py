@@ -115,8 +115,9 @@ def make_pair(
     family: str, draft: DFlashDraft | None, eos_ids: Sequence[int] = (), tokenizer: Any = None
 ) -> Pair:
     """A pair over a small model; without a tokenizer it decodes ids only."""
+    target = target_for(language_model(family), draft.config.taps if draft else ())
     return Pair(
-        target=target_for(language_model(family), draft.config.taps if draft else ()),
+        target=target.with_draft_vocabulary(draft.vocabulary if draft else None),
         draft=draft,
         tokenizer=tokenizer,
         eos_ids=frozenset(eos_ids),

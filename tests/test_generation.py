@@ -320,15 +320,19 @@ def test_penalties_inside_a_block(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("penalty", "block"), [(0.0, None), (1.5, None), (1.5, AUTO)])
+@pytest.mark.parametrize(
+    ("penalty", "block", "vocabulary"),
+    [(0.0, None, None), (1.5, None, None), (1.5, AUTO, None), (0.0, None, 32)],
+)
 def test_sampled_sequences_have_the_targets_probabilities(
-    penalty: float, block: Literal["auto"] | None
+    penalty: float, block: Literal["auto"] | None, vocabulary: int | None
 ) -> None:
     """All pairs of the second and third token, against probabilities computed directly."""
     import numpy as np
 
     sampling = Sampling(temperature=1.0, top_k=4, presence_penalty=penalty)
-    pair = priced(make_pair("llama", random_draft(draft_config(block_size=4))), 0.01, 0.0)
+    draft = random_draft(draft_config(block_size=4, draft_vocab_size=vocabulary))
+    pair = priced(make_pair("llama", draft), 0.01, 0.0)
     model, runs = language_model("llama"), 1000
     counts: dict[tuple[int, ...], int] = {}
     for seed in range(runs):

@@ -51,7 +51,6 @@ FOREIGN: dict[str, Any] = {
     "sample_from_anchor": True,
     "sliding_window_non_causal": True,
     "use_swa": True,
-    "draft_vocab_size": 32000,
     "target_hidden_size": 4096,
     "v_head_dim": 64,
     "hidden_act": "gelu",

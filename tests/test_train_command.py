@@ -66,7 +66,10 @@ def test_all_stages(tiny: Pair, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [["--dflash2"], ["--no-store", "--loss", "dpace", "--negatives", "8", "--save-memory"]],
+    [
+        ["--dflash2", "--draft-vocabulary", "50"],
+        ["--no-store", "--loss", "dpace", "--negatives", "8", "--save-memory"],
+    ],
     ids=["dflash2", "other ways"],
 )
 def test_all_stages_otherwise(tiny: Pair, tmp_path: Path, more: list[str]) -> None:
@@ -75,7 +78,8 @@ def test_all_stages_otherwise(tiny: Pair, tmp_path: Path, more: list[str]) -> No
     folder = tmp_path / "out" / "draft"
     config = DraftConfig.from_dict(read_config(folder), "exported")
     assert (config.dflash2 is not None) == ("--dflash2" in more)
-    read_draft(folder, config)
+    vocabulary = read_draft(folder, config).vocabulary
+    assert (vocabulary is not None and vocabulary.size == 50) == ("--dflash2" in more)
     assert train("evaluate", tmp_path / "out").exit_code == 0
     stored = list((tmp_path / "out" / "features").glob("texts-*"))
     assert bool(stored) == ("--no-store" not in more)

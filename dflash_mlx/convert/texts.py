@@ -62,7 +62,7 @@ def _rounds(target: Target, draft: DFlashDraft, text: Text, features: mx.array) 
 
 
 def _proposed(target: Target, draft: DFlashDraft, hidden: mx.array, anchor: int) -> list[int]:
-    logits = draft.shape_logits(target.head(hidden[:, 1:].astype(target.dtype)))[0]
+    logits = target.draft_logits(hidden[:, 1:], draft.shape_logits)[0]
     logits, key = process(logits, None, GREEDY), mx.random.key(0)  # nothing is sampled
     found = draft.propose(hidden[0, 1:], logits, mx.array([anchor], mx.int32), GREEDY, key)
     return cast(list[int], found.drafted.tolist())

@@ -17,7 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..batched import BatchedView, Starts, States, collect, masks, views
-from ..config import DraftConfig
+from ..config import CANDIDATES, DraftConfig
+from ..errors import CheckpointError
 from ..kernels.attend import attend
 from ..kernels.choice import OFF, Kernels
 from ..kernels.few_rows import few_rows
@@ -27,8 +28,6 @@ from ..span import Span
 from .joined import Joined
 from .rope import Rotary, Rotate
 from .shortlist import Candidates, Proposal, Shortlist, Wanted, largest
-
-CANDIDATES = 32  # of each place; as many as a kernel finds at once
 
 
 class Attention(nn.Module):
@@ -158,6 +157,9 @@ class DFlashDraft(nn.Module):
         self.hidden_norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
         self.layers = [self.new_layer(config, index) for index in range(config.num_layers)]
         self.norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
+        if config.draft_vocab_size is not None:
+            self.draft_vocabulary = mx.arange(config.draft_vocab_size, dtype=mx.int32)
+            self.freeze(recurse=False, keys=["draft_vocabulary"])
         self._config = config
         self._rotary = Rotary(config.rope, config.head_dim)
         self._project: ContextProjection | None = None
@@ -167,7 +169,12 @@ class DFlashDraft(nn.Module):
         return Layer(config, index)
 
     def prepare(self) -> Self:
-        """Arrange the weights for decoding, once they have their final values and types."""
+        """Arrange the weights for decoding, once they have their final values and types.
+
+        Raises:
+            CheckpointError: the draft's vocabulary is no ascending list of tokens.
+        """
+        self._check_vocabulary()
         self._project = ContextProjection(self.layers, self._config)
         mx.eval(self.parameters(), self._project.k_norm, self._rotary.periods)
         return self
@@ -189,6 +196,22 @@ class DFlashDraft(nn.Module):
         """The floating type the draft computes in."""
         dtype: mx.Dtype = self.norm.weight.dtype
         return dtype
+
+    @property
+    def vocabulary(self) -> mx.array | None:
+        """The tokens it can propose, int32 [draft_vocab_size], ascending; None for all."""
+        return self.get("draft_vocabulary")
+
+    def _check_vocabulary(self) -> None:
+        ids = self.vocabulary
+        if ids is None:
+            return
+        ascending = mx.all(ids[1:] > ids[:-1]) & (ids[0] >= 0) & (ids[-1] < self._config.vocab_size)
+        if ids.dtype != mx.int32 or not ascending.item():
+            raise CheckpointError(
+                f"draft_vocabulary holds {ids.dtype}, expected ascending int32 ids from 0 to "
+                f"{self._config.vocab_size - 1}"
+            )
 
     def new_cache(self) -> KVCache:
         """An empty context for one generation."""

@@ -116,7 +116,7 @@ def _drafted(pair: Pair, texts: Sequence[Text], width: int) -> mx.array:
     for text, state in zip(texts, states, strict=True):
         _context(text.session).update(state)
     hidden = hidden[:, 1:]
-    logits = draft.shape_logits(target.head(hidden.astype(target.dtype)))
+    logits = target.draft_logits(hidden, draft.shape_logits)
     blocks = mx.stack([t.draft(draft, hidden[i], logits[i]) for i, t in enumerate(texts)])
     return pair.ranks.decide(blocks)
 

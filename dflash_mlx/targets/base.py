@@ -9,7 +9,8 @@ a shallow copy with the same weights and another part in one place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from ..recurrent import Past
 from ..sharding import layers_of
 from ..span import Span
 from .attending import Softmax, apart, attended
+from .draft_head import DraftHead
 from .experts import experts
 from .rotation import Rotation
 
@@ -60,6 +62,8 @@ class Target:
     batches = True
     # How keys and values are kept; None in the type they are computed in.
     kv: KVBits | None = None
+    # The head as the draft sees it; None where that is the whole one.
+    draft_head: DraftHead | None = None
 
     def __init__(
         self,
@@ -152,6 +156,24 @@ class Target:
         """
         return self._project.best(hidden, count, limit) if isinstance(self._project, Head) else None
 
+    def draft_logits(self, hidden: mx.array, shape: Callable[[mx.array], mx.array]) -> mx.array:
+        """The draft's hidden states [B, L, hidden_size] to its logits [B, L, vocab_size].
+
+        Args:
+            hidden: in any type.
+            shape: what the draft makes of bare logits (`DFlashDraft.shape_logits`).
+        """
+        hidden = hidden.astype(self.dtype)
+        if self.draft_head is not None:
+            return self.draft_head.logits(hidden, shape)
+        return shape(self.head(hidden))
+
+    def best_drafts(self, hidden: mx.array, count: int, limit: int | None) -> TopK | None:
+        """As `best`, of what the draft may propose; a vocabulary of its own is within `limit`."""
+        if self.draft_head is not None:
+            return self.draft_head.best(hidden, count)
+        return self.best(hidden, count, limit)
+
     def new_cache(self) -> KVCache:
         """An empty cache for one generation."""
         return KVCache(self.windows)
@@ -240,6 +262,18 @@ class Target:
         """The same model, run by these kernels; caches fit both."""
         same = type(self)(self.model, self.taps, kernels, self.ranks)
         same.kv, same.batches = self.kv, self.batches
+        return same.with_draft_vocabulary(self.draft_head.ids if self.draft_head else None)
+
+    def with_draft_vocabulary(self, ids: mx.array | None) -> Self:
+        """The same model, for a draft that proposes these tokens alone (int32 [n], ascending).
+
+        Where the processes share the vocabulary, the draft sees all of it: none has all the rows.
+        """
+        whole = self._head_module["weight"].shape[0] == self.vocab_size
+        if ids is None or not whole:
+            return self
+        same = copy.copy(self)
+        same.draft_head = DraftHead(self._head_module, ids, self.kernels)
         return same
 
     def with_kv(self, kv: KVBits) -> Self:

@@ -127,7 +127,8 @@ class Judge:
 
 def with_draft(pair: Pair, draft: DFlashDraft) -> Pair:
     """The same pair with another draft."""
-    return replace(pair, draft=draft, steps={}, trials={})
+    target = pair.target.with_draft_vocabulary(draft.vocabulary)
+    return replace(pair, target=target, draft=draft, steps={}, trials={})
 
 
 def _add(counts: dict[str, Count], kind: str, more: Count) -> None:

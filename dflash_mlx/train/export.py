@@ -24,7 +24,10 @@ def finished(draft: DFlashDraft, scale: mx.array, dtype: mx.Dtype) -> dict[str, 
     """Parameters for features as the target makes them, in the type they are stored in."""
     parameters = merged(draft)
     parameters["fc.weight"] = parameters["fc.weight"] / scale
-    return {name: value.astype(dtype) for name, value in parameters.items()}
+    return {
+        name: value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+        for name, value in parameters.items()
+    }
 
 
 def prepared(

@@ -53,15 +53,20 @@ class Competition:
     """Makes the head of each pack.
 
     Args:
-        vocabulary: int32, ascending; None for all of the target's.
+        vocabulary: the draft's, int32 [size], ascending; None for all of the target's.
         negatives: tokens drawn for each pack, 0 to let all compete.
     """
 
-    def __init__(self, target: Target, vocabulary: Ints | None = None, negatives: int = 0) -> None:
+    def __init__(
+        self, target: Target, vocabulary: mx.array | None = None, negatives: int = 0
+    ) -> None:
         self.target = target
-        self._pool = np.arange(target.vocab_size) if vocabulary is None else vocabulary
+        self._pool: Ints = np.arange(target.vocab_size, dtype=np.int32)
+        self._fixed = DraftHead(target)
+        if vocabulary is not None:
+            self._pool = np.array(vocabulary)
+            self._fixed = _some(target, self._pool)
         self._negatives = min(negatives, len(self._pool))
-        self._fixed = DraftHead(target) if vocabulary is None else _some(target, vocabulary)
 
     def head(self, pack: Pack, random: np.random.Generator) -> DraftHead:
         """The head for a pack; `random` draws the tokens that compete with its labels."""

@@ -44,7 +44,14 @@ from .packing import Document
 from .prompts import Asked, read_prompts
 from .schedule import Schedule
 from .settings import Settings
-from .start import existing, free_token, initialise, new_config, random_start
+from .start import (
+    existing,
+    free_token,
+    frequent_tokens,
+    initialise,
+    new_config,
+    random_start,
+)
 from .state import Progress, keep_settings
 
 STORED = "bfloat16"  # as the published drafts are
@@ -154,10 +161,10 @@ class Project:
         folder = self.folder / "fit"
         keep_settings(folder, [asdict(self.settings.draft), asdict(settings)])
         weighting = Weighting(settings.loss, settings.gamma, settings.alpha)
-        evaluation = self.settings.evaluation
+        evaluation, draft = self.settings.evaluation, self.start()
         judge = self.judge(evaluation.count) if self.prompts[1] else None
         fit = Fit(
-            draft=self.start(),
+            draft=draft,
             objective=Objective(
                 target,
                 weighting,
@@ -165,7 +172,7 @@ class Project:
                 settings.save_memory,
                 TYPES[settings.dtype],
             ),
-            competition=Competition(target, negatives=settings.negatives),
+            competition=Competition(target, draft.vocabulary, settings.negatives),
             features=partial(self._features.scaled, self.scale),
             schedule=Schedule(
                 self.documents, settings, self.config.block_size, self.config.mask_token_id
@@ -190,6 +197,10 @@ class Project:
             limit(draft, fit.train, fit.lora_rank, fit.seed)
             return draft
         draft = draft_for(self.config, self._vocabulary)
+        if self.config.draft_vocab_size is not None:
+            draft.draft_vocabulary = frequent_tokens(
+                self.documents, self._known_tokens, self.config.draft_vocab_size
+            )
         if settings.start == "random":
             random_start(draft, fit.seed)
         else:

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from ..config import CANDIDATES
 from ..errors import UsageError
 from .tables import parse, to_toml
 
@@ -67,6 +68,8 @@ class DraftSettings:
         mask_token: an id that no text contains.
         window: sliding window of all layers; unset lets them see everything.
         dflash2: whether it has convolutions and a selector.
+        vocabulary: how many tokens it can propose, those that the texts have most of; unset lets
+            it propose all. The head is the larger part of a small draft's pass.
     """
 
     start: str = "target"
@@ -77,12 +80,15 @@ class DraftSettings:
     intermediate_size: int | None = None
     window: int | None = None
     dflash2: bool = False
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         if not self.fresh and replace(self, start="target") != DraftSettings():
             raise UsageError(f"{self.start} has a shape of its own; set nothing else of the draft")
         _check("layers", self.layers, 1)
         _check("block_size", self.block_size, 2, 64)
+        if self.vocabulary is not None:
+            _check("vocabulary", self.vocabulary, CANDIDATES)
 
     @property
     def fresh(self) -> bool:

@@ -92,6 +92,8 @@ def new_config(
         },
         "target_model": name,
     }
+    if settings.vocabulary is not None:
+        raw["draft_vocab_size"] = settings.vocabulary
     raw |= {field: text.raw[field] for field in COPIED if text.raw.get(field) is not None}
     if settings.dflash2:
         raw["dflash_config"] |= DFLASH_2_FIELDS
@@ -138,6 +140,22 @@ def free_token(documents: Sequence[Document], special: Sequence[int], known: int
         if not used[token]:
             return int(token)
     raise UsageError("every token of the vocabulary occurs in the texts; name one for masks")
+
+
+def frequent_tokens(documents: Sequence[Document], size: int, count: int) -> mx.array:
+    """The tokens that the answers have most of, int32 [count], ascending.
+
+    Args:
+        documents: the texts.
+        size: how many tokens there are; ids behind them are padding of the head.
+        count: how many to take; of equally frequent ones those of lower ids.
+    """
+    counts = np.zeros(size, np.int64)
+    for document in documents:
+        answer = document.ids[document.answer :]
+        np.add.at(counts, answer[answer < size], 1)
+    most = np.argsort(-counts, kind="stable")[:count]
+    return mx.array(np.sort(most).astype(np.int32))
 
 
 def existing(folder: Path, config: DraftConfig, vocabulary: int | None) -> DFlashDraft:
