@@ -74,11 +74,16 @@ def test_dflash_2_learns_by_heart(tmp_path: Path) -> None:
     assert mx.abs(stored["layers.0.mlp_conv.kernel_projection.weight"]).max().item() > 1e-3
 
 
-@pytest.mark.parametrize("changes", [{}, {"negatives": 8, "loss": "dpace"}], ids=["", "dpace"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"negatives": 8, "loss": "dpace"}, {"train": "lora", "lora_rank": 4}],
+    ids=["", "dpace", "lora"],
+)
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, changes: Any) -> None:
     """The same weights to the last bit, and one line a step in the log."""
     settings = {"epochs": 6, "pack_tokens": 100, "packs": 2, "save_every": 4, **changes}
     whole = Training(tmp_path / "whole", count=5, **settings)
+    whole_start = mx.array(whole.draft.fc.weight)
     end = whole.fit().run()
     assert end.step == whole.fit().schedule.steps > 8
     for step in (1, 6, 8):
@@ -90,6 +95,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, changes: Any) -
     assert steps[0] == 8
     for name, value in flat(whole.draft.parameters()).items():
         assert mx.array_equal(value, flat(again.draft.parameters())[name]).item(), name
+    assert not mx.array_equal(whole.draft.fc.weight, whole_start).item()
     curves = [[line["loss"] for line in read_log(t.folder)] for t in (whole, again)]
     assert curves[0] == curves[1] and len(curves[0]) == end.step
 

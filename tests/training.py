@@ -20,6 +20,7 @@ from dflash_mlx.train.export import prepared
 from dflash_mlx.train.features import Features, measure
 from dflash_mlx.train.fit import Fit
 from dflash_mlx.train.heads import Competition
+from dflash_mlx.train.lora import limit
 from dflash_mlx.train.loss import Weighting
 from dflash_mlx.train.objective import Objective
 from dflash_mlx.train.packing import Document
@@ -65,6 +66,7 @@ class Training:
         self.scale = measure(Features(self.pair.target), self.documents)
         self.draft = draft_for(self.config)
         initialise(self.draft, self.pair.target, self.scale, 0)
+        limit(self.draft, self.settings.train, self.settings.lora_rank, seed=0)
 
     def fit(self, keep: Callable[[DFlashDraft], None] = lambda _: None, **more: Any) -> Fit:
         """What trains it."""
