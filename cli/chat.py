@@ -94,8 +94,6 @@ class ChatOptions:
         if self.raw and (self.system is not None or self.think is not None):
             name = "--think" if self.system is None else "--system"
             raise typer.BadParameter(f"{name} needs the chat template, which --raw leaves out")
-        if self.schema is not None and self.think:
-            raise typer.BadParameter("--think and --schema exclude each other")
         if self.logprobs is not None and not self.json:
             raise typer.BadParameter("--logprobs needs --json, which prints them")
         if self.json and self.show_drafts:

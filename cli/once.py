@@ -94,8 +94,8 @@ def _pieces(pair: Pair, prompt: str, options: Options, ask: ChatOptions, bar: Pr
 
     if ask.raw:
         return _raw(pair, prompt, options, bar)
-    # A schema leaves no room for thinking.
-    think = ask.think if ask.schema is None else False
+    # What a schema is for is read by programs, which need no thoughts unless they were asked for.
+    think = False if ask.schema is not None and ask.think is None else ask.think
     conversation = Conversation(pair, system=ask.system, think=think)
     return conversation.ask(prompt, options, bar)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from .prefix.memory import Memory
 from .prefix.tree import common
 from .session import Progress
 from .splitting import Splitter, opens_thinking
+from .thinking import Thinking
 
 FORMAT = "dflash-mlx conversation"
 VERSION = 1
@@ -172,11 +173,8 @@ class Conversation:
         prompt = self.prompt_ids
         past, tokenizer = self._render(False), self.pair.tokenizer
         thinking = tokenizer.has_thinking and opens_thinking(tokenizer, past, prompt)
-        if thinking and options is not None and options.guide is not None:
-            raise UsageError(
-                "the chat template begins answers with thinking, for which a guide leaves no room; "
-                "turn it off with --no-think (think=False)"
-            )
+        if options is not None and options.guide is not None and (thinking or self._may_think):
+            options = replace(options, thinking=Thinking.of(tokenizer, opened=thinking))
         splitter = Splitter(tokenizer, thinking=thinking)
         session = self._memory.recall(prompt, common(prompt, past))
         progress = self._memory.watch(progress)
@@ -185,6 +183,10 @@ class Conversation:
             for index, (kind, text) in enumerate(pieces):
                 if text or index == len(pieces) - 1:
                     yield Piece(text, kind == "thinking", response)
+
+    @property
+    def _may_think(self) -> bool:
+        return bool(self.think) and self.pair.tokenizer.has_thinking
 
     def _render(self, generation_prompt: bool) -> list[int]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]

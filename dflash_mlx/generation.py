@@ -27,6 +27,7 @@ from .options import AUTO, Options
 from .session import Chunk, Progress, Session
 from .stats import Round, Stats
 from .text import TextStream
+from .thinking import ThinkingMatcher
 from .tune.choose import policy_of
 
 
@@ -96,7 +97,7 @@ class Course:
         self.anchor = -1
         self._stats = stats or Stats()
         self._decoder: Decoder | None = None
-        self._matcher = Matcher(options.guide, pair.words) if options.guide and self.room else None
+        self._matcher = _matcher(pair, options) if self.room else None
         self._first: Result
 
     def prefill(self) -> Iterator[Chunk]:
@@ -277,6 +278,14 @@ def generate(
 ) -> str:
     """Generate the whole text; arguments as `stream_generate`."""
     return "".join(r.text for r in stream_generate(pair, prompt, options, session))
+
+
+def _matcher(pair: Pair, options: Options) -> Matcher | None:
+    if options.guide is None:
+        return None
+    if options.thinking is None:
+        return Matcher(options.guide, pair.words)
+    return ThinkingMatcher(options.guide, pair.words, options.thinking, pair.eos_ids)
 
 
 def _decoder(

@@ -9,6 +9,7 @@ from .errors import UsageError
 from .guide import Guide
 from .logprobs import MOST
 from .sampling import Sampling
+from .thinking import Thinking
 
 AUTO: Literal["auto"] = "auto"
 
@@ -34,6 +35,8 @@ class Options:
             its place, 0 to 20; None reports nothing. `logprobs` tells of which distribution.
         guide: what the text has to be. With it, block "auto" is the draft's own block,
             and nothing is copied.
+        thinking: the guide begins behind what the model thinks; None holds it to the guide from
+            its first token on.
     """
 
     max_tokens: int = 512
@@ -47,6 +50,7 @@ class Options:
     compiled: bool | None = None
     logprobs: int | None = None
     guide: Guide | None = None
+    thinking: Thinking | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
@@ -61,6 +65,8 @@ class Options:
             raise UsageError(f"prefill_chunk is {self.prefill_chunk}, expected 1 or more")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST:
             raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MOST}")
+        if self.thinking is not None and self.guide is None:
+            raise UsageError("thinking is given without the guide that begins behind it")
         if "" in self.stop:
             raise UsageError("a stop text is empty; every answer would end at once")
 

@@ -6,13 +6,8 @@ from typing import Any
 
 import pytest
 
-from dflash_mlx.conversation import Conversation
-from dflash_mlx.errors import UsageError
-from dflash_mlx.guide import Guide
-from dflash_mlx.options import Options
-
 from .test_cli import Run, command, running
-from .tiny import PLAIN, tiny_pair
+from .tiny import tiny_pair
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -65,7 +60,6 @@ def test_mistakes_are_one_line(run: Run, args: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--schema", "{}", "--think"], "--think and --schema exclude each other"),
         (["--logprobs", "1"], "--logprobs needs --json"),
     ],
 )
@@ -80,11 +74,3 @@ def test_a_schema_needs_a_prompt(monkeypatch: pytest.MonkeyPatch, run: Run) -> N
     result = command("--schema", "{}")
     assert result.exit_code == 2
     assert "--schema needs a prompt" in " ".join(result.stderr.replace("│", "").split())
-
-
-def test_a_guide_leaves_no_room_for_thinking() -> None:
-    opening = PLAIN.replace("<|assistant|>{% endif", "<think>{% endif")
-    conversation = Conversation(tiny_pair(opening, thinking=True))
-    with pytest.raises(UsageError, match="turn it off"):
-        list(conversation.ask("hello", Options(guide=Guide.json_object())))
-    assert conversation.messages == []

@@ -150,15 +150,35 @@ def test_what_cannot_be_forced() -> None:
     assert client.post(CHAT, json=body | named).status_code == 400
 
 
-def test_a_template_that_always_thinks_leaves_no_room() -> None:
+def test_thinking_comes_before_the_answer_if_asked_for(client: TestClient, served: Served) -> None:
+    """What ends is valid, whatever was thought; without being asked nothing is thought."""
+    words = served.pair.tokenizer
+    form = {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}
+    bias = {str(words.think_start_id): 100, str(words.think_end_id): 100}
+    body = {"messages": HELLO, "max_tokens": 200, "temperature": 1.0, **form}
+    thought = 0
+    for seed in range(4):
+        asked = {"seed": seed, "logit_bias": bias}
+        asked["chat_template_kwargs"] = {"enable_thinking": True}
+        choice = client.post(CHAT, json=body | asked).json()["choices"][0]
+        if choice["finish_reason"] == "stop":
+            check(choice["message"]["content"])
+            thought += bool(choice["message"].get("reasoning_content"))
+    assert thought
+    message = client.post(CHAT, json=body | {"logit_bias": bias}).json()["choices"][0]["message"]
+    assert not message.get("reasoning_content")
+
+
+def test_a_template_that_always_thinks() -> None:
     client, engine = serve_texts("x")
     engine.pair.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<think>{% endif %}"
     )
     body = {"messages": HELLO, "response_format": {"type": "json_object"}}
-    assert "thinking" in client.post(CHAT, json=body).json()["error"]["message"]
-    assert client.post(CHAT, json={"messages": HELLO}).status_code == 200
+    assert client.post(CHAT, json=body).status_code == 200
+    thinking = engine.asked[-1][1].thinking
+    assert thinking is not None and thinking.opened
 
 
 def test_definitions_of_tools_are_put_together() -> None:

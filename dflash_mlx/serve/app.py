@@ -23,7 +23,7 @@ from .answer import Answer
 from .anthropic import ClaudeRequest, CountRequest
 from .events import AnswerResponse, Encoder, Json, Running, refusal_of
 from .guard import NOTES, Desk, Door, Notes, Watched
-from .guides import called
+from .guides import behind_thinking, called
 from .metrics import Metrics
 from .openai_chat import ChatRequest
 from .openai_chat_events import ChatEncoder
@@ -158,7 +158,8 @@ def read(served: Served, model: type[AnyRequest], body: bytes) -> tuple[AnyReque
             wanted = replace(wanted, template=template)
         if wanted.forced:
             wanted = called(served.pair, wanted)
-        return parsed, wanted, prepare(served.pair, wanted, served.most_characters)
+        prompt = prepare(served.pair, wanted, served.most_characters)
+        return parsed, behind_thinking(served.pair, wanted, prompt), prompt
     except ValidationError as error:
         raise of_validation(error, model) from None
     except UsageError as error:

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..guide import Guide
 from ..loading import Pair
+from ..thinking import Thinking
 from .fields import Model
+from .prompt import Prompt
 from .refusal import Refused, unsupported
 from .wanted import Tool, Wanted
 
@@ -92,7 +94,7 @@ def guided(wanted: Wanted, guide: Guide | None, param: str) -> Wanted:
         raise unsupported(
             param, "a schema beside tools", "send it without tools or with tool_choice none"
         )
-    return _silent(replace(wanted, options=replace(wanted.options, guide=guide)))
+    return _terse(replace(wanted, options=replace(wanted.options, guide=guide)))
 
 
 def called(pair: Pair, wanted: Wanted) -> Wanted:
@@ -109,7 +111,7 @@ def called(pair: Pair, wanted: Wanted) -> Wanted:
             f"{pair.name} does not write its calls as JSON; use auto",
         )
     guide = Guide.lark(grammar_of(tokenizer, wanted.tools, several=not wanted.one_call))
-    return _silent(replace(wanted, options=replace(wanted.options, guide=guide)))
+    return _terse(replace(wanted, options=replace(wanted.options, guide=guide)))
 
 
 def grammar_of(tokenizer: Any, tools: Sequence[Tool], *, several: bool) -> str:
@@ -148,9 +150,25 @@ def schema_of(tools: Sequence[Tool]) -> dict[str, Any]:
     return {"anyOf": calls} | ({"$defs": definitions} if definitions else {})
 
 
-def _silent(wanted: Wanted) -> Wanted:
-    """A guide begins with the first token and leaves no room for thinking."""
-    return replace(wanted, template={**wanted.template, "enable_thinking": False})
+def _terse(wanted: Wanted) -> Wanted:
+    """A request with a guide, whose answer is for a program: without thinking unless it asks."""
+    return replace(wanted, template={"enable_thinking": False, **wanted.template})
+
+
+def behind_thinking(pair: Pair, wanted: Wanted, prompt: Prompt) -> Wanted:
+    """A request whose guide begins behind what the model thinks, if it does.
+
+    Raises:
+        Refused: the end of its thinking is not one token.
+    """
+    options, asked = wanted.options, wanted.template.get("enable_thinking") is True
+    if options.guide is None or not (prompt.thinking or (asked and pair.tokenizer.has_thinking)):
+        return wanted
+    try:
+        thinking = Thinking.of(pair.tokenizer, opened=prompt.thinking)
+    except UnsupportedError as error:
+        raise Refused(str(error), code="unsupported_value") from error
+    return replace(wanted, options=replace(options, thinking=thinking))
 
 
 def _takes_json(tokenizer: Any) -> bool:

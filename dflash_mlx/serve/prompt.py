@@ -60,14 +60,7 @@ def prepare(pair: Pair, wanted: Wanted, most: int | None = None) -> Prompt:
     if wanted.goes_on or not pair.tokenizer.has_thinking:
         return Prompt(ids)
     past = _rendered(pair, wanted, messages, answer=False)
-    thinking = opens_thinking(pair.tokenizer, past, ids)
-    if thinking and wanted.options.guide is not None:
-        raise Refused(
-            f"{pair.name} begins every answer with thinking, for which a schema or a forced call "
-            "leaves no room",
-            code="unsupported_value",
-        )
-    return Prompt(ids, thinking)
+    return Prompt(ids, opens_thinking(pair.tokenizer, past, ids))
 
 
 def merged(messages: Sequence[Message]) -> list[Message]:
