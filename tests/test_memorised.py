@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dflash_mlx.engine import Engine
-from dflash_mlx.generation import rounds
+from dflash_mlx.generation import rounds as decoded
 from dflash_mlx.loading import Pair, load
 from dflash_mlx.options import Options
 from dflash_mlx.sampling import Sampling
@@ -48,7 +48,7 @@ def plain() -> list[list[int]]:
 
 def decode(pair: Pair, prompt: Sequence[int], **options: Any) -> tuple[list[int], Stats]:
     stats, ids = Stats(), []
-    for number, round_ in enumerate(rounds(pair, prompt, Options(max_tokens=TOKENS, **options))):
+    for number, round_ in enumerate(decoded(pair, prompt, Options(max_tokens=TOKENS, **options))):
         stats.add(round_, first=number == 0)
         ids += round_.tokens
     return ids, stats
@@ -60,11 +60,12 @@ def decode(pair: Pair, prompt: Sequence[int], **options: Any) -> tuple[list[int]
     ids=["", "block 4", "compiled", "auto"],
 )
 def test_most_of_every_block_is_accepted(options: dict[str, Any], most: int) -> None:
+    tokens = rounds = 0
     for prompt, text in zip(prompts(), plain(), strict=True):
         ids, stats = decode(memorised(), prompt, **options)
         assert ids == text
-        # Texts end inside of a block.
-        assert 0.8 * most < stats.round_tokens / stats.rounds <= most
+        tokens, rounds = tokens + stats.round_tokens, rounds + stats.rounds
+    assert 0.75 * most < tokens / rounds <= most, tokens / rounds
 
 
 def test_sampling_at_a_low_temperature_accepts_as_much() -> None:
