@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
 
 from .errors import UsageError
 from .guide import Guide
@@ -63,6 +64,21 @@ class Options:
             raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MOST}")
         if "" in self.stop:
             raise UsageError("a stop text is empty; every answer would end at once")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """What `as_dict` made, also after it was JSON.
+
+        Raises:
+            UsageError: the guide cannot be used here.
+        """
+        guide = fields["guide"] and Guide(**fields["guide"])
+        changed = {"sampling": Sampling.from_dict(fields["sampling"]), "guide": guide}
+        return cls(**{**fields, **changed, "stop": tuple(fields["stop"])})
 
     def looks_up(self, drafts: bool) -> bool:
         """Whether drafts may be copied from the text, beside those of a draft or without one."""

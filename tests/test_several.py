@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from dflash_mlx.cli import app
 from dflash_mlx.embedded import embedded_target
 from dflash_mlx.errors import UnsupportedError, UsageError
 from dflash_mlx.footprint import target_shape
+from dflash_mlx.guide import Guide
 from dflash_mlx.loading import load
 from dflash_mlx.options import Options
 from dflash_mlx.ranks import Ranks, join
 from dflash_mlx.sampling import Sampling
-from dflash_mlx.several import _options
 
 from .convert_cases import DRAFT, TALKING, write_draft, write_talking_target
 from .reduced import CONFIGS, build
@@ -106,8 +105,9 @@ def test_options_that_need_other_processes_or_none() -> None:
 
 def test_options_travel_as_json() -> None:
     sampling = Sampling(temperature=0.5, logit_bias=((3, 1.5), (4, float("-inf"))))
-    options = Options(7, sampling, block="auto", stop=("a", "b"), seed=3)
-    assert _options(json.loads(json.dumps(asdict(options)))) == options
+    guide = Guide.regex("[a-z]")
+    options = Options(7, sampling, block="auto", stop=("a", "b"), seed=3, guide=guide)
+    assert Options.from_dict(json.loads(json.dumps(options.as_dict()))) == options
 
 
 def free_ports(count: int) -> list[int]:
@@ -118,12 +118,14 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def side_by_side(folder: Path, command: Sequence[str], folders: Sequence[Path]) -> list[Done]:
-    """Two processes, each in its folder, connected as `mlx.launch` does but without one more."""
+def started(
+    folder: Path, command: Sequence[str], folders: Sequence[Path]
+) -> list[subprocess.Popen[str]]:
+    """Two processes that run, as `side_by_side` has them."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
     shared = {"MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    running = [
+    return [
         subprocess.Popen(
             command,
             cwd=where,
@@ -135,7 +137,12 @@ def side_by_side(folder: Path, command: Sequence[str], folders: Sequence[Path]) 
         )
         for rank, where in enumerate(folders)
     ]
-    return [(each.wait(), *each.communicate(timeout=600)) for each in running]
+
+
+def side_by_side(folder: Path, command: Sequence[str], folders: Sequence[Path]) -> list[Done]:
+    """Two processes, each in its folder, connected as `mlx.launch` does but without one more."""
+    running = started(folder, command, folders)
+    return [(each.wait(600), *each.communicate(timeout=600)) for each in running]
 
 
 def test_two_processes_answer_as_one(tmp_path: Path) -> None:
