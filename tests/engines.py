@@ -57,7 +57,7 @@ class Gate(Fresh):
     def open(self, count: int = 1) -> None:
         self._go.release(count)
 
-    def take(self, ids: Sequence[int], stable: int | None = None) -> Session:
+    def take(self, ids: Sequence[int], stable: Sequence[int] = ()) -> Session:
         self.reached.release()
         assert self._go.acquire(timeout=SOON)
         return super().take(ids, stable)

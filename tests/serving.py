@@ -91,6 +91,7 @@ class Scripted:
         prompt: Sequence[int],
         options: Options,
         notify: Callable[[], None] | None = None,
+        stable: Sequence[int] = (),
     ) -> Ticket:
         if self.error is not None:
             raise self.error

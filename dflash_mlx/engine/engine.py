@@ -92,7 +92,7 @@ class Engine:
         prompt: Sequence[int],
         options: Options,
         notify: Callable[[], None] | None = None,
-        stable: int | None = None,
+        stable: Sequence[int] = (),
     ) -> Ticket:
         """Ask for an answer; from any thread.
 
@@ -100,8 +100,7 @@ class Engine:
             prompt: ids, at least one.
             options: see `Options`.
             notify: see `Ticket`.
-            stable: how many ids of the prompt the next one of a conversation begins with, whatever
-                the answer; None where that is not known.
+            stable: as of `Prefixes.take`.
 
         Raises:
             UsageError: this can never run: the prompt or the options do not fit the pair, or the
@@ -196,7 +195,7 @@ class Engine:
     def _begin(self, request: Request) -> None:
         request.number = next(self._numbers)
         options = request.options.as_dict()
-        what = {"prompt": request.prompt, "options": options, "stable": request.stable}
+        what = {"prompt": request.prompt, "options": options, "stable": list(request.stable)}
         with self._orders.give("begin", [request], **what):
             self.pair.ranks.together(lambda: request.begin(self.pair, self._prefixes))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..generation import Course, Response, Telling
 from ..loading import Pair
@@ -19,7 +19,7 @@ class Request:
     Args:
         prompt: ids, checked.
         memory: bytes that its caches may come to need.
-        stable: as of `Engine.submit`.
+        stable: as of `Prefixes.take`.
 
     Attributes:
         number: what ranks know it by.
@@ -35,7 +35,7 @@ class Request:
         options: Options,
         ticket: Ticket,
         memory: int = 0,
-        stable: int | None = None,
+        stable: Sequence[int] = (),
     ) -> None:
         self.prompt, self.options, self.ticket, self.memory = prompt, options, ticket, memory
         self.stable = stable

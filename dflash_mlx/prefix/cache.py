@@ -121,13 +121,13 @@ class PrefixCache:
         """How much of a prompt a session would hold that `take` returns."""
         return longest(self._tree.match(ids), len(ids) - 1, self.marked)[0]
 
-    def take(self, ids: Sequence[int], stable: int | None = None) -> Session:
+    def take(self, ids: Sequence[int], stable: Sequence[int] = ()) -> Session:
         """A session that holds as much of a prompt as is known, perhaps nothing.
 
         Args:
             ids: the prompt. Its last id is never held, since its logits are wanted.
-            stable: how many of them the next prompt of a conversation begins with, whatever the
-                answer; by default all but a few.
+            stable: places where the next prompt of a conversation may leave this one: how many ids
+                it begins with, whatever the answer; by default all but a few.
 
         Returns:
             a session of its own, to be given to `checkpoint` and `put`.
@@ -145,9 +145,8 @@ class PrefixCache:
             session = Session(self.pair.target, self.pair.draft)
         session.skips = False
         if self.marked:
-            tail = len(ids) - TAIL if stable is None else stable
             # Where this prompt leaves another one, more may do so.
-            session.stops = (match.length, tail)
+            session.stops = (match.length, *(stable or (len(ids) - TAIL,)))
         self._use(needed, found=True)
         if self._folder is not None:
             self._folder.touch(needed, time.time_ns())
@@ -248,7 +247,7 @@ class PrefixCache:
             missing, reach = largest([kept is None, self.layout.reach(length)])
             if kept is not None and not missing:
                 self._add(last, length, (), kept).reach = reach
-                for old in thinned(match):
+                for old in thinned(match, session.stops):
                     self._forget(old)
         return match
 
