@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary, finalize
 import mlx.core as mx
 
 from .errors import DFlashError, UsageError
+from .watch import Watch
 
 T = TypeVar("T")
 Shard = Literal["tensor", "pipeline"]
@@ -177,15 +178,19 @@ class Ranks:
     def lead(self) -> Iterator[None]:
         """On rank 0, all it does with a pair; with it ends `several.follow` on the others.
 
+        Where another process ends meanwhile, this one does, too, if no error says so before.
+
         Raises:
             DFlashError: another rank has ended.
         """
         with self.meeting():
+            watch = Watch(self)
             try:
                 yield
             finally:
                 if self._waited_for:
                     self._order("end", {})
+                    watch.leave()
 
     @contextmanager
     def meeting(self) -> Iterator[None]:

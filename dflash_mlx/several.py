@@ -21,10 +21,13 @@ from .ranks import Stopped
 from .sampling import Sampling
 from .session import Session
 from .ties import read_twice
+from .watch import Watch
 
 
 def follow(pair: Pair) -> None:
     """Take part in what rank 0 does inside `Ranks.lead`.
+
+    Where another process ends meanwhile, this one does, too, if no error says so before.
 
     Raises:
         DFlashError: another process has ended.
@@ -32,6 +35,7 @@ def follow(pair: Pair) -> None:
     alone = replace(pair, draft=None)
     sessions: dict[int, Session] = {}
     with pair.ranks.meeting():
+        watch = Watch(pair.ranks)
         while (order := pair.ranks.share())["kind"] != "end":
             for number in order["gone"]:
                 sessions.pop(number, None)
@@ -46,6 +50,7 @@ def follow(pair: Pair) -> None:
                     available(pair)
                 case "engine":
                     following.follow(pair, order)
+        watch.leave()
 
 
 def _answer(pair: Pair, order: Mapping[str, Any], sessions: dict[int, Session]) -> None:

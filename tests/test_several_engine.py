@@ -3,6 +3,10 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+from dflash_mlx.engine.orders import LONGEST, rest
+from dflash_mlx.ranks import Ranks
 
 from .several_engine import CASES, everything
 from .test_several import ROOT, side_by_side
@@ -35,3 +39,27 @@ def test_two_processes_serve_as_one(tmp_path: Path) -> None:
         assert roomy["cached"] == wanted[family]["roomy"]["cached"]
         assert min(roomy["cached"]) > 0 and not roomy["evicted"]
     assert found["llama-sliding"]["narrow"]["evicted"] and found["qwen3_next"]["narrow"]["evicted"]
+
+
+class Alone(Ranks):
+    """Counts what would be exchanged."""
+
+    exchanges = 0
+
+    def agree(self, number: int) -> int:
+        self.exchanges += 1
+        return number
+
+
+def test_ranks_that_rest_sleep_ever_longer() -> None:
+    """Nobody waits in an exchange, which takes a core."""
+    slept: list[float] = []
+    ranks: Any = Alone()
+
+    def ready(seconds: float) -> bool:
+        slept.append(seconds)
+        return sum(slept) > 10
+
+    rest(ranks, ready)
+    assert ranks.exchanges == len(slept) < 10 / LONGEST + 10
+    assert slept == sorted(slept) and slept[-1] == LONGEST

@@ -29,7 +29,7 @@ from ..options import Options
 from ..stats import Round
 from .memory import available, sizes_of
 from .options import Counters, EngineOptions
-from .orders import Orders, kept
+from .orders import Orders, kept, rest
 from .places import Places
 from .prefixes import Fresh, Prefixes
 from .request import Request
@@ -146,7 +146,7 @@ class Engine:
         engine = {"kept": self._kept, "max_context": self.pair.max_context}
         try:
             with ranks.meeting(), ranks.running("engine", **engine):
-                while self._places.sleep(busy=bool(self._joining or self._running)):
+                while self._goes_on():
                     self._turn()
                 self._abandon(None)
                 with self._orders.give("end"):
@@ -158,6 +158,14 @@ class Engine:
             self._abandon(error)
             if not isinstance(error, DFlashError):
                 raise
+
+    def _goes_on(self) -> bool:
+        """Wait until there is something to do; False once closed."""
+        busy = bool(self._joining or self._running)
+        if not busy and self.pair.ranks.size > 1:
+            with self._orders.give("rest"):
+                rest(self.pair.ranks, self._places.news)
+        return self._places.sleep(busy=busy)
 
     def _turn(self) -> None:
         """What happens between two rounds, and a round of each request."""

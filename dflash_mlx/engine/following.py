@@ -5,6 +5,7 @@ Requests here have no consumer. Their tokens are counted and their ends are seen
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +15,7 @@ from ..errors import DFlashError
 from ..loading import Pair
 from ..options import Options
 from ..prefix.cache import PrefixCache, PrefixOptions
+from .orders import rest
 from .prefixes import Fresh, Prefixes
 from .request import Request
 from .ticket import Ticket
@@ -35,6 +37,11 @@ def follow(pair: Pair, engine: Mapping[str, Any]) -> None:
             follower.do(order)
 
 
+def _asleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
 class _Follower:
     def __init__(self, pair: Pair, prefixes: Prefixes) -> None:
         self._pair, self._prefixes = pair, prefixes
@@ -52,6 +59,8 @@ class _Follower:
                 requests[0].round()
             case "share":
                 share(self._pair, [request.at_work for request in requests], order["width"])
+            case "rest":
+                rest(self._pair.ranks, _asleep)
             case "leave":
                 self._leave(order)
 

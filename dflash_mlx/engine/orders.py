@@ -8,7 +8,7 @@ One process is told nothing, and does not notice any of this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ from ..prefix.cache import PrefixCache
 from ..ranks import LOST, Ranks
 from .prefixes import Fresh, Prefixes
 from .request import Request
+
+SHORTEST, LONGEST = 0.001, 0.05  # seconds between two looks of ranks that rest
 
 
 class Orders:
@@ -61,6 +63,20 @@ class Orders:
         except Exception:
             self.lost = True
             raise
+
+
+def rest(ranks: Ranks, ready: Callable[[float], bool]) -> None:
+    """Wait until rank 0 is ready, and see that all are there.
+
+    MLX's ring asks its sockets again and again while it waits for another rank, which takes a core.
+    So all ranks sleep equally long between exchanges, ever longer, and nobody waits in one.
+
+    Args:
+        ready: sleeps for so many seconds; on rank 0, less if it is ready before, and says if it is.
+    """
+    seconds = SHORTEST
+    while not ranks.agree(ready(seconds)):
+        seconds = min(2 * seconds, LONGEST)
 
 
 def kept(prefixes: Prefixes, ranks: Ranks) -> int | None:
