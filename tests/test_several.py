@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from typer.testing import CliRunner
 
@@ -23,9 +24,11 @@ from dflash_mlx.loading import load
 from dflash_mlx.options import Options
 from dflash_mlx.ranks import Ranks, join
 from dflash_mlx.sampling import Sampling
+from dflash_mlx.targets import target_for
+from dflash_mlx.targets.rotation import Rotation
 
 from .convert_cases import DRAFT, TALKING, write_draft, write_talking_target
-from .reduced import CONFIGS, build
+from .reduced import CONFIGS, HIDDEN, build
 from .several_ranks import everything
 
 ROOT = Path(__file__).parents[1]
@@ -37,11 +40,11 @@ Done = tuple[int, str, str]
 class FakeGroup:
     """Stands for processes that nothing is exchanged with."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, rank: int = 0) -> None:
+        self._size, self._rank = size, rank
 
     def rank(self) -> int:
-        return 0
+        return self._rank
 
     def size(self) -> int:
         return self._size
@@ -93,6 +96,29 @@ def test_few_layers_and_shared_ones_make_no_stages() -> None:
 def test_a_family_that_mlx_lm_does_not_shard() -> None:
     with pytest.raises(UnsupportedError, match=r"cannot shard X \(gemma4\).*--shard pipeline"):
         sharding.cut(build("gemma4"), "X", ranks())
+
+
+def test_a_stage_without_recurrent_layers() -> None:
+    """The last of four holds the one layer that attends."""
+    last = Ranks(FakeGroup(4, 3), "pipeline")  # type: ignore[arg-type]
+    model = build("qwen3_next")
+    sharding.cut(model, "X", last)
+    target = target_for(model, (), last)
+    caches = [target.new_cache(), target.new_cache()]
+    ids, hidden = mx.zeros((1, 4), mx.int32), mx.ones((1, 4, HIDDEN))
+    for cache in caches:
+        state = cache.begin(0, 4, fixed=False)
+        now = target.open(ids, 0, state)
+        now.rotation = Rotation(0)
+        seen = target.run(0, hidden, now)
+        cache.update(target.close(state, now))
+        cache.commit(2)
+    states = [cache.begin(2, 4, fixed=False) for cache in caches]
+    several = target.open(mx.zeros((2, 4), mx.int32), [2, 2], states)
+    several.rotation = Rotation([2, 2])
+    both = target.run(0, mx.concatenate([hidden, hidden]), several)
+    assert both.shape == (2, *seen.shape[1:])
+    assert len(target.close(states, several)) == 2
 
 
 def test_options_that_need_other_processes_or_none() -> None:
