@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from contextlib import closing
 from importlib.util import find_spec
+from socket import socket
 from typing import TYPE_CHECKING
 
 import typer
 
-from dflash_mlx.errors import UsageError
+from dflash_mlx.errors import DFlashError, UsageError
 
 from .options import ModelOptions, SamplingOptions, SpeculationOptions, width
 from .ready import make_ready
 from .render import Screen
 from .serve_log import Log
 from .serve_options import LOOPBACK, ServerOptions, WorkOptions
+from .several import ShardOptions, follow, wire_memory
 
 if TYPE_CHECKING:
     from dflash_mlx.loading import Pair
     from dflash_mlx.options import Options
+    from dflash_mlx.ranks import Ranks
+    from dflash_mlx.serve.served import Access, Limits
+
+    Opened = tuple[socket, Access, Limits]
 
 EXAMPLES = """Examples:
   dflash-mlx serve
@@ -33,6 +39,7 @@ def serve(
     work: WorkOptions,
     sampling: SamplingOptions,
     speculation: SpeculationOptions,
+    several: ShardOptions,
 ) -> None:
     """Serve a model to apps and agents, with OpenAI's and Anthropic's APIs.
 
@@ -41,37 +48,67 @@ def serve(
     if at.print_env is not None:
         _print_env(at, model.model)
         return
-    _need("uvicorn", "starlette", "pydantic", "prometheus_client")
-    from dflash_mlx.engine import Engine
-    from dflash_mlx.prefix.cache import PrefixCache
-    from dflash_mlx.serve.served import Served, names_of
-    from dflash_mlx.serve.server import address, bound, is_loopback, run
-
-    work.check()
-    with bound(at.host, at.port) as opened:
-        access, limits = at.access(is_loopback(opened)), at.limits()
-        defaults = _defaults(work, sampling, speculation)
-        log = Log(at.json, at.quiet)
-        pair = _load(model, work, defaults, log.screen)
-        names = names_of(pair, model.model, tuple(at.alias or ()))
-        engine_options, prefix_options = work.budgets()
-        with closing(PrefixCache(pair, prefix_options)) as prefixes:
-            kept = prefixes if prefix_options.memory else None
-            with Engine(pair, engine_options, kept) as engine:
-                served = Served(
-                    pair, engine, names, defaults, work.think, limits, access, log.request, kept
-                )
-                log.start(address(opened), pair, names)
-                run(served, opened)
+    ranks = several.join(waits=False)
+    if not ranks.leads:
+        follow(ranks, lambda: model.load(True, ranks))
+        return
+    defaults = _defaults(work, sampling, speculation)
+    opened, access, limits = ranks.together(lambda: _open(at, work, ranks))
+    log = Log(at.json, at.quiet)
+    with opened:
+        pair = _load(model, work, defaults, log.screen, ranks)
+        with ranks.lead():
+            _run(pair, model.model, at, work, defaults, (opened, access, limits), log)
         log.end()
 
 
-def _load(model: ModelOptions, work: WorkOptions, defaults: Options, screen: Screen) -> Pair:
-    from .several import wire_memory
+def _open(at: ServerOptions, work: WorkOptions, ranks: Ranks) -> Opened:
+    """The socket, who may ask, and what; everything that can be refused without a model."""
+    _need("uvicorn", "starlette", "pydantic", "prometheus_client")
+    from dflash_mlx.serve.server import bound, is_loopback
 
+    work.check(ranks)
+    opened = bound(at.host, at.port)
+    try:
+        return opened, at.access(is_loopback(opened)), at.limits()
+    except DFlashError:
+        opened.close()
+        raise
+
+
+def _run(
+    pair: Pair,
+    model: str,
+    at: ServerOptions,
+    work: WorkOptions,
+    defaults: Options,
+    where: Opened,
+    log: Log,
+) -> None:
+    from dflash_mlx.engine import Engine
+    from dflash_mlx.prefix.cache import PrefixCache
+    from dflash_mlx.serve.served import Served, names_of
+    from dflash_mlx.serve.server import address, run
+
+    opened, access, limits = where
+    names = names_of(pair, model, tuple(at.alias or ()))
+    engine_options, prefix_options = work.budgets(pair)
+    with closing(PrefixCache(pair, prefix_options)) as prefixes:
+        kept = prefixes if prefix_options.memory else None
+        with Engine(pair, engine_options, kept) as engine:
+            served = Served(
+                pair, engine, names, defaults, work.think, limits, access, log.request, kept
+            )
+            log.start(address(opened), pair, names)
+            run(served, opened)
+
+
+def _load(
+    model: ModelOptions, work: WorkOptions, defaults: Options, screen: Screen, ranks: Ranks
+) -> Pair:
     if screen.err.is_terminal:
         screen.note(f"loading {model.model} ...")
-    pair = model.load(screen.quiet)
+    pair = model.load(screen.quiet, ranks)
     wire_memory()
     work.limit(pair)
     make_ready(pair, defaults, screen)

@@ -34,6 +34,7 @@ class Log:
             )
             return
         draft = f" with {pair.draft_name}" if pair.draft_name else ""
+        draft += f", {pair.ranks.description}," if pair.ranks.size > 1 else ""
         # Said even where requests are not: it is the one thing that must be known.
         print(f"serving {names[0]}{draft} at {url}/v1", file=sys.stderr, flush=True)
 

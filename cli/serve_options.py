@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dflash_mlx.engine import EngineOptions
     from dflash_mlx.loading import Pair
     from dflash_mlx.prefix.cache import PrefixOptions
+    from dflash_mlx.ranks import Ranks
     from dflash_mlx.serve.served import Access, Limits
 
 Client = Literal["openai", "claude-code", "codex", "aider", "continue", "cline", "open-webui"]
@@ -151,8 +152,8 @@ class WorkOptions:
         _work("--think/--no-think", help="Whether to think where a request does not say"),
     ] = None
 
-    def check(self) -> None:
-        """Refuse what makes no sense together.
+    def check(self, ranks: Ranks) -> None:
+        """Refuse what makes no sense together, or for several processes.
 
         Raises:
             UsageError: there is such.
@@ -162,14 +163,16 @@ class WorkOptions:
                 raise UsageError(f"--cache-{name} is {value}, expected 0 or more GiB")
         if self.cache_memory == 0 and self.cache_dir is not None:
             raise UsageError("--cache-dir needs memory to work with; leave --cache-memory out")
+        if self.cache_dir is not None and ranks.size > 1:
+            raise UsageError("--cache-dir needs a single process; leave it out, or start just one")
 
-    def budgets(self) -> tuple[EngineOptions, PrefixOptions]:
-        """What running requests may take, and what is kept of earlier ones; the pair is loaded."""
+    def budgets(self, pair: Pair) -> tuple[EngineOptions, PrefixOptions]:
+        """What running requests may take, and what is kept of earlier ones."""
         from dflash_mlx.engine import EngineOptions
         from dflash_mlx.engine.memory import available
         from dflash_mlx.prefix.cache import PrefixOptions
 
-        free = available()
+        free = available(pair)
         kept = min(KEPT, free // 4)
         if self.cache_memory is not None:
             kept = round(self.cache_memory * GIB)

@@ -34,14 +34,21 @@ class ShardOptions:
         ),
     ] = None
 
-    def join(self) -> Ranks:
-        """The processes, this one among them; on rank 0 Ctrl-C waits until all can be told."""
+    def join(self, waits: bool = True) -> Ranks:
+        """The processes, this one among them.
+
+        Args:
+            waits: on rank 0 Ctrl-C waits until all can be told. A server has its own way to end.
+        """
         from dflash_mlx.ranks import join
 
         ranks = join(self.shard)
         if ranks.size > 1:
             # Ctrl-C reaches every process of a terminal; the others hear of it from rank 0.
-            signal.signal(signal.SIGINT, ranks.interrupt if ranks.leads else signal.SIG_IGN)
+            if not ranks.leads:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            elif waits:
+                signal.signal(signal.SIGINT, ranks.interrupt)
         return ranks
 
 

@@ -46,6 +46,14 @@ class Path(NamedTuple):
         """The drafted ids."""
         return [one.token for one in self.drawn]
 
+    def along(self, tokens: Sequence[int]) -> Path:
+        """The path of these tokens; if it is another, no mask and no distribution holds."""
+        if list(tokens) == self.tokens:
+            return self
+        drawn = [Drawn(token, np.array([token]), np.zeros(1)) for token in tokens]
+        shape = (len(drawn) + 1, self.allowed.shape[1])
+        return Path(drawn, np.full(shape, 0xFFFFFFFF, np.uint32))
+
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """What all were drawn among, int32 [n, k], and log q of these, float32 [n, k]."""
         size = max(one.ids.size for one in self.drawn)

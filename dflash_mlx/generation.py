@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -221,11 +221,12 @@ def rounds(
         yield course.first()
         return
     ranks = pair.ranks
-    if ranks.size > 1 and options.guide is not None:
-        raise UsageError("a guide needs a single process; leave it out, or start just one")
-    given = asdict(replace(options, prefill_chunk=course.chunk))
+    given = replace(options, prefill_chunk=course.chunk).as_dict()
     what = {"prompt": list(prompt), "options": given, "drafts": pair.draft is not None}
     with ranks.running("answer", session=ranks.name(session), **what):
+        if ranks.leads:
+            with ranks.outside(last=True):
+                ranks.together(lambda: None)  # the others read the options
         for part in course.prefill():
             if progress:
                 with ranks.outside():

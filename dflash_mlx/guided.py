@@ -131,7 +131,7 @@ class VerifyStep:
             if ids is not None and logq is not None:
                 everywhere = mx.put_along_axis(everywhere, ids, logq, axis=-1)
             packed = accept_sampled(block[1:], everywhere, judged.said, key)
-        return reported(packed, judged, self.logprobs), features, state
+        return reported(self.target.ranks.decide(packed), judged, self.logprobs), features, state
 
 
 class GuidedPlainDecoder(Decoder):
@@ -179,6 +179,8 @@ class GuidedDecoder(DraftDecoder):
         self.session.flush()
         ask = partial(self._candidates, anchor, step, draft_key)
         path = walk(self._matcher, self._width - 1, ask, self.sampling)
+        # Where the draft is asked follows from the grammar alone; what is drawn, rank 0 decides.
+        path = path.along(self.pair.ranks.share(path.tokens))
         verifying = VerifyStep(step.target, self.sampling, 1 + len(path.drawn), self.logprobs)
         packed, self._verified = verify(self, verifying, anchor, path, accept_key)
         return result(read(packed), verifying.width)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
 
 from .errors import UsageError
 from .guide import Guide
@@ -69,6 +70,24 @@ class Options:
             raise UsageError("thinking is given without the guide that begins behind it")
         if "" in self.stop:
             raise UsageError("a stop text is empty; every answer would end at once")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """What `as_dict` made, also after it was JSON.
+
+        Raises:
+            UsageError: the guide cannot be used here.
+        """
+        changed = {
+            "sampling": Sampling.from_dict(fields["sampling"]),
+            "guide": fields["guide"] and Guide(**fields["guide"]),
+            "thinking": fields["thinking"] and Thinking.from_dict(fields["thinking"]),
+        }
+        return cls(**{**fields, **changed, "stop": tuple(fields["stop"])})
 
     def looks_up(self, drafts: bool) -> bool:
         """Whether drafts may be copied from the text, beside those of a draft or without one."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, cast
 from weakref import WeakKeyDictionary, finalize
@@ -22,10 +22,12 @@ from weakref import WeakKeyDictionary, finalize
 import mlx.core as mx
 
 from .errors import DFlashError, UsageError
+from .watch import Watch
 
 T = TypeVar("T")
 Shard = Literal["tensor", "pipeline"]
 STOP, GO = 1, 2
+FIRST = 256  # bytes of a value that its length brings along
 LOST = ("[ring]", "[jaccl]", "[mpi]")  # how errors of connections begin
 
 
@@ -111,9 +113,13 @@ class Ranks:
         if self.size == 1:
             return value
         data = json.dumps(value).encode() if self.rank == source else b""
-        length = self._numbers([len(data)])[0]
-        padded = list(data) or [0] * length
-        return json.loads(bytes(self._numbers(padded, mx.uint8)))
+        data = len(data).to_bytes(4, "little") + data if data else b""
+        first = bytes(self._numbers(list(data[:FIRST].ljust(FIRST, b"\0")), mx.uint8))
+        end = 4 + int.from_bytes(first[:4], "little")
+        if end > FIRST:
+            rest = list(data[FIRST:]) or [0] * (end - FIRST)
+            first += bytes(self._numbers(rest, mx.uint8))
+        return json.loads(first[4:end])
 
     def together(self, work: Callable[[], T]) -> T:
         """Let every rank do its own `work`, without passes; where one fails, all of them do.
@@ -146,6 +152,16 @@ class Ranks:
         """The number of every rank, 32-bit integers."""
         return self._numbers([number if r == self.rank else 0 for r in range(self.size)])
 
+    def largest(self, numbers: Sequence[int]) -> list[int]:
+        """Of each of some 64-bit integers, the largest that a rank has."""
+        if self.size == 1:
+            return list(numbers)
+        count = len(numbers)
+        mine = [0] * (count * self.size)
+        mine[count * self.rank : count * (self.rank + 1)] = numbers
+        all_of_them = self._numbers(mine, mx.int64)
+        return [max(all_of_them[i::count]) for i in range(count)]
+
     # What rank 0 does, and the others follow.
 
     def name(self, thing: object | None) -> int | None:
@@ -162,15 +178,19 @@ class Ranks:
     def lead(self) -> Iterator[None]:
         """On rank 0, all it does with a pair; with it ends `several.follow` on the others.
 
+        Where another process ends meanwhile, this one does, too, if no error says so before.
+
         Raises:
             DFlashError: another rank has ended.
         """
         with self.meeting():
+            watch = Watch(self)
             try:
                 yield
             finally:
                 if self._waited_for:
                     self._order("end", {})
+                    watch.leave()
 
     @contextmanager
     def meeting(self) -> Iterator[None]:

@@ -9,7 +9,9 @@ history is decided by its row of `history`, never by the tokens sampled from it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import mlx.core as mx
 
@@ -59,6 +61,12 @@ class Sampling:
             raise UsageError("repetition_penalty is 0, expected a positive number (1 is none)")
         if self.top_p == 0:
             raise UsageError("top_p is 0, expected more than 0 (1 keeps every token)")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """What `dataclasses.asdict` made, also after it was JSON."""
+        bias = tuple((token, value) for token, value in fields["logit_bias"])
+        return cls(**{**fields, "logit_bias": bias})
 
     @property
     def greedy(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,11 @@ class Thinking:
         breaks = [tokenizer.encode(text, add_special_tokens=False) for text in BREAKS]
         known = tuple(ids[0] for ids in breaks if len(ids) == 1)
         return cls(markers[0][0], markers[1][0], known, opened)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Thinking:
+        """What `dataclasses.asdict` made, also after it was JSON."""
+        return cls(**{**fields, "breaks": tuple(fields["breaks"])})
 
 
 class Stage(Enum):

@@ -57,10 +57,10 @@ class Gate(Fresh):
     def open(self, count: int = 1) -> None:
         self._go.release(count)
 
-    def take(self, ids: Sequence[int]) -> Session:
+    def take(self, ids: Sequence[int], stable: Sequence[int] = ()) -> Session:
         self.reached.release()
         assert self._go.acquire(timeout=SOON)
-        return super().take(ids)
+        return super().take(ids, stable)
 
     def checkpoint(self, session: Session) -> None:
         self.checkpoints.append(len(session.ids))

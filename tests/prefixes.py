@@ -57,7 +57,7 @@ def ask(
     stable: int | None = None,
 ) -> Turn:
     """The answer by way of the cache, as a server asks for it."""
-    session, stats = cache.take(prompt, stable), Stats()
+    session, stats = cache.take(prompt, () if stable is None else (stable,)), Stats()
     given = len(session.ids)
     ids = [
         token

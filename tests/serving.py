@@ -82,6 +82,7 @@ class Scripted:
         self.breaks: Exception | None = None  # what ends an answer after its texts
         self.holds = False  # whether answers stay open after their texts
         self.logprobs = False  # whether tokens have them
+        self.failure = None
         self.vanishes = False  # whether they then end without an end
         self.counters = Counters()
 
@@ -90,6 +91,7 @@ class Scripted:
         prompt: Sequence[int],
         options: Options,
         notify: Callable[[], None] | None = None,
+        stable: Sequence[int] = (),
     ) -> Ticket:
         if self.error is not None:
             raise self.error

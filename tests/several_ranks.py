@@ -20,6 +20,7 @@ from dflash_mlx import sharding  # noqa: E402
 from dflash_mlx.costs import Corrected  # noqa: E402
 from dflash_mlx.errors import DFlashError, UsageError  # noqa: E402
 from dflash_mlx.generation import rounds  # noqa: E402
+from dflash_mlx.guide import Guide  # noqa: E402
 from dflash_mlx.loading import Pair  # noqa: E402
 from dflash_mlx.options import Options  # noqa: E402
 from dflash_mlx.ranks import ALONE, Ranks, join  # noqa: E402
@@ -31,6 +32,7 @@ from dflash_mlx.ties import read_twice  # noqa: E402
 
 from .choosers import linear  # noqa: E402
 from .families import ScriptedDraft, draft_config, plain_ids, prompt_of  # noqa: E402
+from .guides import tokenizer  # noqa: E402
 from .reduced import CONFIGS, build, make  # noqa: E402
 
 TENSOR = (
@@ -62,7 +64,7 @@ def pair_of(family: str, ranks: Ranks, bits: int | None = None) -> Pair:
     sharding.check(text, family, ranks)
     sharding.cut(model, family, ranks)
     target = target_for(model, config.taps, ranks)
-    return Pair(target, draft, None, frozenset(), 4096, family, "scripted")
+    return Pair(target, draft, tokenizer(), frozenset(), 4096, family, "scripted")
 
 
 def answers(pair: Pair) -> list[list[int]]:
@@ -86,6 +88,7 @@ def more_answers(pair: Pair) -> list[Any]:
     pair.costs = Corrected(linear(4, 0.1)) if pair.ranks.leads else None
     found.append(said(pair, Options(6, block="auto"), session))
     found.append(said(pair, Options(6, lookup="on"), None, PROMPT * 2 + PROMPT[:3]))
+    found.append(said(pair, Options(TOKENS, SEEDED, seed=6, guide=Guide.regex("[a-z]{4,6}"))))
     read = read_twice(pair.target, PROMPT, PROMPT[:4], 2)
     found.append([(p.token, p.best[0], p.wide[0]) for p in read])
     return found

@@ -94,7 +94,7 @@ def test_a_failed_pass_ends_those_in_it(monkeypatch: pytest.MonkeyPatch) -> None
     def broken(*_: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine_module, "run_round", broken)
+    monkeypatch.setattr(engine_module, "share", broken)
     pair = tiny_pair()
     with Engine(pair) as engine:
         jobs = [options(30), options(30), replace(options(9), block=2)]

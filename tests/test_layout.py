@@ -23,7 +23,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = (
     "errors fields span rope implemented trial config",
     "sampling logprobs guide accept stats width lookup costs kv kv_quantised recurrent batched",
-    "waves paths blas checkpoint thinking options footprint machine memory ranks",
+    "waves paths blas checkpoint thinking options footprint machine memory watch ranks",
     "shards sharding",
     "kernels",
     "drafts targets pairs hub gguf catalog downloads wheels pairfile",

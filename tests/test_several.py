@@ -6,10 +6,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from typer.testing import CliRunner
 
@@ -19,14 +19,16 @@ from dflash_mlx.cli import app
 from dflash_mlx.embedded import embedded_target
 from dflash_mlx.errors import UnsupportedError, UsageError
 from dflash_mlx.footprint import target_shape
+from dflash_mlx.guide import Guide
 from dflash_mlx.loading import load
 from dflash_mlx.options import Options
 from dflash_mlx.ranks import Ranks, join
 from dflash_mlx.sampling import Sampling
-from dflash_mlx.several import _options
+from dflash_mlx.targets import target_for
+from dflash_mlx.targets.rotation import Rotation
 
 from .convert_cases import DRAFT, TALKING, write_draft, write_talking_target
-from .reduced import CONFIGS, build
+from .reduced import CONFIGS, HIDDEN, build
 from .several_ranks import everything
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +40,11 @@ Done = tuple[int, str, str]
 class FakeGroup:
     """Stands for processes that nothing is exchanged with."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, rank: int = 0) -> None:
+        self._size, self._rank = size, rank
 
     def rank(self) -> int:
-        return 0
+        return self._rank
 
     def size(self) -> int:
         return self._size
@@ -96,6 +98,29 @@ def test_a_family_that_mlx_lm_does_not_shard() -> None:
         sharding.cut(build("gemma4"), "X", ranks())
 
 
+def test_a_stage_without_recurrent_layers() -> None:
+    """The last of four holds the one layer that attends."""
+    last = Ranks(FakeGroup(4, 3), "pipeline")  # type: ignore[arg-type]
+    model = build("qwen3_next")
+    sharding.cut(model, "X", last)
+    target = target_for(model, (), last)
+    caches = [target.new_cache(), target.new_cache()]
+    ids, hidden = mx.zeros((1, 4), mx.int32), mx.ones((1, 4, HIDDEN))
+    for cache in caches:
+        state = cache.begin(0, 4, fixed=False)
+        now = target.open(ids, 0, state)
+        now.rotation = Rotation(0)
+        seen = target.run(0, hidden, now)
+        cache.update(target.close(state, now))
+        cache.commit(2)
+    states = [cache.begin(2, 4, fixed=False) for cache in caches]
+    several = target.open(mx.zeros((2, 4), mx.int32), [2, 2], states)
+    several.rotation = Rotation([2, 2])
+    both = target.run(0, mx.concatenate([hidden, hidden]), several)
+    assert both.shape == (2, *seen.shape[1:])
+    assert len(target.close(states, several)) == 2
+
+
 def test_options_that_need_other_processes_or_none() -> None:
     assert join().size == 1 and join("off").size == 1
     with pytest.raises(UsageError, match="this is the only one"):
@@ -106,8 +131,9 @@ def test_options_that_need_other_processes_or_none() -> None:
 
 def test_options_travel_as_json() -> None:
     sampling = Sampling(temperature=0.5, logit_bias=((3, 1.5), (4, float("-inf"))))
-    options = Options(7, sampling, block="auto", stop=("a", "b"), seed=3)
-    assert _options(json.loads(json.dumps(asdict(options)))) == options
+    guide = Guide.regex("[a-z]")
+    options = Options(7, sampling, block="auto", stop=("a", "b"), seed=3, guide=guide)
+    assert Options.from_dict(json.loads(json.dumps(options.as_dict()))) == options
 
 
 def free_ports(count: int) -> list[int]:
@@ -118,12 +144,14 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def side_by_side(folder: Path, command: Sequence[str], folders: Sequence[Path]) -> list[Done]:
-    """Two processes, each in its folder, connected as `mlx.launch` does but without one more."""
+def started(
+    folder: Path, command: Sequence[str], folders: Sequence[Path]
+) -> list[subprocess.Popen[str]]:
+    """Two processes that run, as `side_by_side` has them."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
     shared = {"MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    running = [
+    return [
         subprocess.Popen(
             command,
             cwd=where,
@@ -135,7 +163,12 @@ def side_by_side(folder: Path, command: Sequence[str], folders: Sequence[Path]) 
         )
         for rank, where in enumerate(folders)
     ]
-    return [(each.wait(), *each.communicate(timeout=600)) for each in running]
+
+
+def side_by_side(folder: Path, command: Sequence[str], folders: Sequence[Path]) -> list[Done]:
+    """Two processes, each in its folder, connected as `mlx.launch` does but without one more."""
+    running = started(folder, command, folders)
+    return [(each.wait(600), *each.communicate(timeout=600)) for each in running]
 
 
 def test_two_processes_answer_as_one(tmp_path: Path) -> None:

@@ -166,3 +166,8 @@ def test_markers_of_several_tokens_are_refused() -> None:
 def test_thinking_without_a_guide_is_refused() -> None:
     with pytest.raises(UsageError, match="without the guide"):
         Options(thinking=markers(True))
+
+
+def test_options_come_back_from_json() -> None:
+    options = Options(guide=SCHEMA, thinking=markers(True), stop=("a",), sampling=Sampling(0.5))
+    assert Options.from_dict(json.loads(json.dumps(options.as_dict()))) == options

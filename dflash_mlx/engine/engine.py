@@ -16,25 +16,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Self
 
 import mlx.core as mx
 
-from ..decode import Result
-from ..errors import Busy, UsageError
+from ..errors import Busy, DFlashError, UsageError
 from ..generation import limit_of
 from ..loading import Pair
 from ..options import Options
 from ..stats import Round
-from .memory import available, size_of
+from .memory import available, sizes_of
 from .options import Counters, EngineOptions
+from .orders import Orders, kept, rest
 from .places import Places
 from .prefixes import Fresh, Prefixes
 from .request import Request
 from .sharing import Group, Sharing
 from .ticket import Ticket
-from .together import Commit, run_round
+from .together import share
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,15 @@ class Engine:
         pair: while the engine lives, nothing else may generate with it.
         options: see `EngineOptions`.
         prefixes: where known parts of prompts come from; nowhere if None.
+
+    Where several ranks share the target, rank 0 has the engine, inside `Ranks.lead`, and the others
+    `several.follow`.
+
+    Attributes:
+        failure: what ended the model thread, and with it everything; None as long as it lives.
+
+    Raises:
+        DFlashError: other ranks cannot have such prefixes, or one has ended.
     """
 
     def __init__(
@@ -58,12 +68,15 @@ class Engine:
     ) -> None:
         self.pair, self.options = pair, options
         self._prefixes = prefixes or Fresh(pair)
-        self._size = size_of(pair)
-        self._limit = available() if options.memory is None else options.memory
+        self._kept = kept(self._prefixes, pair.ranks)
+        self._sizes = sizes_of(pair)
+        self._limit = available(pair) if options.memory is None else options.memory
         self._sharing = Sharing(pair, options.together)
         self._places = Places(options, self._limit)
         self._joining: deque[Request] = deque()  # this and what follows: the model thread's
         self._running: list[Request] = []
+        self._orders, self._numbers = Orders(pair.ranks), count(1)
+        self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="dflash-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -79,6 +92,7 @@ class Engine:
         prompt: Sequence[int],
         options: Options,
         notify: Callable[[], None] | None = None,
+        stable: Sequence[int] = (),
     ) -> Ticket:
         """Ask for an answer; from any thread.
 
@@ -86,6 +100,7 @@ class Engine:
             prompt: ids, at least one.
             options: see `Options`.
             notify: see `Ticket`.
+            stable: as of `Prefixes.take`.
 
         Raises:
             UsageError: this can never run: the prompt or the options do not fit the pair, or the
@@ -93,14 +108,14 @@ class Engine:
             Busy: as many wait already as may, or the engine is closed.
         """
         tokens = len(prompt) + limit_of(self.pair, prompt, options)
-        need = self._size.bytes(tokens)
+        need = max(size.bytes(tokens) for size in self._sizes)
         if need > self._limit:
             raise UsageError(
                 f"{tokens} tokens of prompt and answer need {_mib(need)} for caches and there are "
                 f"{_mib(self._limit)}; shorten the prompt or ask for fewer tokens"
             )
         ticket = Ticket(self._places.notice, notify)
-        self._places.enter(Request(list(prompt), options, ticket, need))
+        self._places.enter(Request(list(prompt), options, ticket, need, stable))
         return ticket
 
     @property
@@ -127,13 +142,30 @@ class Engine:
     # The model thread.
 
     def _run(self) -> None:
+        ranks = self.pair.ranks
+        engine = {"kept": self._kept, "max_context": self.pair.max_context}
         try:
-            while self._places.sleep(busy=bool(self._joining or self._running)):
-                self._turn()
+            with ranks.meeting(), ranks.running("engine", **engine):
+                while self._goes_on():
+                    self._turn()
+                self._abandon(None)
+                with self._orders.give("end"):
+                    pass
         except Exception as error:
+            self.failure = error
+            if ranks.size > 1:
+                self._orders.lost, self._prefixes = True, Fresh(self.pair)
             self._abandon(error)
-            raise
-        self._abandon(None)
+            if not isinstance(error, DFlashError):
+                raise
+
+    def _goes_on(self) -> bool:
+        """Wait until there is something to do; False once closed."""
+        busy = bool(self._joining or self._running)
+        if not busy and self.pair.ranks.size > 1:
+            with self._orders.give("rest"):
+                rest(self.pair.ranks, self._places.news)
+        return self._places.sleep(busy=busy)
 
     def _turn(self) -> None:
         """What happens between two rounds, and a round of each request."""
@@ -161,51 +193,53 @@ class Engine:
         try:
             work(request)
         except Exception as error:  # the consumer raises it
+            if self._orders.lost:
+                raise
             self._leave(request, error)
         else:
             if request.over:
                 self._leave(request)
 
     def _begin(self, request: Request) -> None:
-        request.begin(self.pair, self._prefixes)
+        request.number = next(self._numbers)
+        options = request.options.as_dict()
+        what = {"prompt": request.prompt, "options": options, "stable": list(request.stable)}
+        with self._orders.give("begin", [request], **what):
+            self.pair.ranks.together(lambda: request.begin(self.pair, self._prefixes))
 
     def _read(self, request: Request) -> None:
         """A chunk of the prompt, and behind the last one the first token."""
-        assert request.course is not None
-        chunk = request.read()
-        if chunk is not None:
-            self._places.count(prefilled=chunk.done - request.done)
-            request.done = chunk.done
-            self._prefixes.checkpoint(request.course.session)
-            if chunk.logits is None:
-                return
-            self._places.count(cached=chunk.cached)
-            request.read()  # nothing is left but the first token
+        done, chunk = request.done, request.at_work.chunk
+        with self._orders.give("read", [request], chunk=chunk):
+            first = request.read(self._prefixes, chunk)
+        self._places.count(prefilled=request.done - done)
+        if first is None:
+            return
         self._joining.remove(request)
         self._running.append(request)
-        self._places.count(tokens=len(request.tell(request.course.first()).tokens))
+        tokens = len(request.tell(first).tokens)
+        self._places.count(tokens=tokens, cached=request.cached)
 
     def _share(self, group: Group, requests: Sequence[Request]) -> None:
         """A round of several requests in one pass; what fails ends them all."""
         began = time.perf_counter()
         try:
-            done = run_round(self.pair, group.courses, group.width)
+            with self._orders.give("share", requests, width=group.width):
+                rounds, accepted = share(self.pair, group.courses, group.width)
         except Exception as error:  # the consumers raise it
+            if self._orders.lost:
+                raise
             for request in requests:
                 self._leave(request, error)
             return
-        accepted = [result.accepted for result, _ in done]
         self._sharing.learn(group, accepted, time.perf_counter() - began)
-        for request, (result, commit) in zip(requests, done, strict=True):
-            self._attempt(request, partial(self._join, result=result, commit=commit))
-
-    def _join(self, request: Request, result: Result, commit: Commit) -> None:
-        assert request.course is not None
-        self._tell(request, request.course.join(result, commit))
+        for request, round_ in zip(requests, rounds, strict=True):
+            self._attempt(request, partial(self._tell, round_=round_))
 
     def _round(self, request: Request) -> None:
-        assert request.course is not None
-        self._tell(request, request.course.next())
+        with self._orders.give("round", [request]):
+            round_ = request.round()
+        self._tell(request, round_)
 
     def _tell(self, request: Request, round_: Round) -> None:
         response = request.tell(round_)
@@ -224,8 +258,11 @@ class Engine:
         how = "failed" if error else "finished" if request.over else "cancelled"
         self._places.leave(request, how)
         try:
-            request.leave(self._prefixes, error)
+            with self._orders.give("leave", [request], failed=error is not None):
+                request.leave(self._prefixes, error)
         except Exception:
+            if self._orders.lost and self.failure is None:
+                raise
             log.exception("a session could not be stored")
         if not (self._joining or self._running):
             mx.clear_cache()

@@ -7,9 +7,9 @@ out of the budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -35,6 +35,12 @@ class CacheSize:
     fixed: int
     block: int
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """What `dataclasses.asdict` made, also after it was JSON."""
+        rows = tuple((Rows(**rows), size) for rows, size in fields["rows"])
+        return cls(**{**fields, "rows": rows})
+
     def bytes(self, tokens: int) -> int:
         """At so many tokens of prompt and answer."""
         return self.fixed + sum(
@@ -59,11 +65,21 @@ def size_of(pair: Pair) -> CacheSize:
     return CacheSize(tuple(rows), fixed, block)
 
 
-def available() -> int:
-    """Bytes that this machine has for caches, beside what is loaded already."""
-    usable = this_machine().usable
+def sizes_of(pair: Pair) -> list[CacheSize]:
+    """What the caches take on each of the ranks that share the target."""
+    ranks = pair.ranks
+    with ranks.running("sizes"):
+        own = asdict(size_of(pair))
+        return [CacheSize.from_dict(ranks.share(own, rank)) for rank in range(ranks.size)]
+
+
+def available(pair: Pair) -> int:
+    """Bytes for caches, beside what is loaded already; of several ranks, where there are least."""
+    usable, ranks = this_machine().usable, pair.ranks
     allowance = ALLOWANCE + ALLOWANCE_SHARE * usable
-    return max(0, round(usable - mx.get_active_memory() - allowance))
+    own = max(0, round(usable - mx.get_active_memory() - allowance))
+    with ranks.running("room"):
+        return -ranks.largest([-own])[0]
 
 
 def _rows(windows: Windows, state: State) -> Iterator[tuple[Rows, int]]:

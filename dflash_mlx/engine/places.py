@@ -91,6 +91,11 @@ class Places:
                 self._wake.wait()
             return not self._closed
 
+    def news(self, seconds: float) -> bool:
+        """Whether there is something to do for one that is not busy, within so many seconds."""
+        with self._wake:
+            return self._wake.wait_for(lambda: self._closed or bool(self._waiting), seconds)
+
     def notice(self) -> None:
         """Something may have changed."""
         with self._wake:

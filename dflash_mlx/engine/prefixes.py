@@ -12,8 +12,10 @@ from ..session import Session
 class Prefixes(Protocol):
     """A store of prefixes. Every method is called in the model thread, between passes."""
 
-    def take(self, ids: Sequence[int]) -> Session:
+    def take(self, ids: Sequence[int], stable: Sequence[int] = ()) -> Session:
         """A session for a request with this prompt; it holds the longest stored prefix of `ids`.
+
+        `stable` are places where the next prompt of the conversation may leave this one, if known.
 
         It belongs to the request until `put`. May be empty; must not share arrays that a pass
         writes to with another session.
@@ -32,7 +34,7 @@ class Fresh:
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
 
-    def take(self, ids: Sequence[int]) -> Session:
+    def take(self, ids: Sequence[int], stable: Sequence[int] = ()) -> Session:
         """A new session."""
         return Session(self._pair.target, self._pair.draft)
 

@@ -19,6 +19,7 @@ from ..kv import KVCache
 from ..loading import Pair
 from ..sampling import process
 from ..session import Session
+from ..stats import Round
 from ..step import Judged, drawn, histories, judge_logits, reported
 
 Commit = Callable[[int, Sequence[int]], None]
@@ -67,6 +68,13 @@ class Text:
     def _judge(self, block: mx.array, logits: mx.array) -> Judged:
         logits = process(logits, histories(self._history, block), self._sampling)
         return judge_logits(logits, self._sampling, self._logprobs)
+
+
+def share(pair: Pair, courses: Sequence[Course], width: int) -> tuple[list[Round], list[int]]:
+    """A round of each, in one pass, and how many drafted tokens were right, wanted or not."""
+    done = run_round(pair, courses, width)
+    rounds = [course.join(*one) for course, one in zip(courses, done, strict=True)]
+    return rounds, [result.accepted for result, _ in done]
 
 
 def run_round(pair: Pair, courses: Sequence[Course], width: int) -> list[tuple[Result, Commit]]:

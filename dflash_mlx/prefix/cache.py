@@ -80,7 +80,9 @@ class PrefixCache:
 
     Attributes:
         nbytes: of all arrays kept in memory.
-        marked: whether it takes a mark to go on: for all but plain attention.
+
+    Where ranks share the target, all of them call the same methods in the same order and keep
+    the same prefixes, each its part of the rows; bytes are those of the rank that keeps most.
 
     Raises:
         UsageError: the folder cannot be used.
@@ -91,12 +93,18 @@ class PrefixCache:
         self.nbytes = 0
         self._tree, self._clock = Tree(), 0
         self._requests = self._hits = self._asked = self._found = self._evicted = 0
-        self.marked = snapshot.is_marked(pair)
         self._layout: Layout | None = None
         self._folder: Folder | None = None
         if self.options.folder is not None:
+            if pair.ranks.size > 1:
+                raise UsageError("a folder for prefixes needs a single process; leave it out")
             self._folder = Folder(self.options.folder, self.options.disk, self.fingerprint)
             self._restore(self._folder)
+
+    @cached_property
+    def marked(self) -> bool:
+        """Whether it takes a mark to go on: for all but plain attention."""
+        return bool(self.pair.ranks.largest([snapshot.is_marked(self.pair)])[0])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,13 +121,13 @@ class PrefixCache:
         """How much of a prompt a session would hold that `take` returns."""
         return longest(self._tree.match(ids), len(ids) - 1, self.marked)[0]
 
-    def take(self, ids: Sequence[int], stable: int | None = None) -> Session:
+    def take(self, ids: Sequence[int], stable: Sequence[int] = ()) -> Session:
         """A session that holds as much of a prompt as is known, perhaps nothing.
 
         Args:
             ids: the prompt. Its last id is never held, since its logits are wanted.
-            stable: how many of them the next prompt of a conversation begins with, whatever the
-                answer; by default all but a few.
+            stable: places where the next prompt of a conversation may leave this one: how many ids
+                it begins with, whatever the answer; by default all but a few.
 
         Returns:
             a session of its own, to be given to `checkpoint` and `put`.
@@ -137,9 +145,8 @@ class PrefixCache:
             session = Session(self.pair.target, self.pair.draft)
         session.skips = False
         if self.marked:
-            tail = len(ids) - TAIL if stable is None else stable
             # Where this prompt leaves another one, more may do so.
-            session.stops = (match.length, tail)
+            session.stops = (match.length, *(stable or (len(ids) - TAIL,)))
         self._use(needed, found=True)
         if self._folder is not None:
             self._folder.touch(needed, time.time_ns())
@@ -223,13 +230,13 @@ class PrefixCache:
         """Add what is new in a session; the path to its end."""
         length = snapshot.length_of(session)
         ids = session.ids[:length]
-        match = self._tree.match(ids)
+        match, largest = self._tree.match(ids), self.pair.ranks.largest
         if length and self._layout is None:
             self._layout = Layout.read(session)
         self._use(match.path[1:])
         known, last = match.length, match.path[-1]
         if known < length:
-            size = self.layout.row_nbytes() * (length - known)
+            (size,) = largest([self.layout.row_nbytes() * (length - known)])
             if sum(entry.nbytes for entry in match.path) + size > self.options.memory:
                 return match  # it would drive itself out
             rows = snapshot.branch(self.layout, session, known, length)
@@ -237,9 +244,10 @@ class PrefixCache:
             match = Match([*match.path, last], length)
         if self.marked and length and length not in last.marks:
             kept = snapshot.mark(self.layout, session, length)
-            if kept is not None:
-                self._add(last, length, (), kept).reach = self.layout.reach(length)
-                for old in thinned(match):
+            missing, reach = largest([kept is None, self.layout.reach(length)])
+            if kept is not None and not missing:
+                self._add(last, length, (), kept).reach = reach
+                for old in thinned(match, session.stops):
                     self._forget(old)
         return match
 
@@ -251,7 +259,7 @@ class PrefixCache:
 
     def _fill(self, entry: Entry, arrays: Arrays) -> None:
         entry.arrays = arrays
-        entry.nbytes = sum(array.nbytes for array in arrays.values())
+        (entry.nbytes,) = self.pair.ranks.largest([sum(a.nbytes for a in arrays.values())])
         self.nbytes += entry.nbytes
 
     def _hold(self, entry: Entry) -> bool:

@@ -44,7 +44,7 @@ class Memory:
             cache.put(self._session)
         known = cache.known(prompt)
         if known > self._session.rewind(prompt):
-            self._session = cache.take(prompt, stable)
+            self._session = cache.take(prompt, (stable,))
         if cache.marked:
             self._session.skips, self._session.stops = False, (stable,)
         else:

@@ -163,8 +163,8 @@ def longest(match: Match, limit: int, marked: bool) -> tuple[int, Entry | None]:
     return max(best, key=lambda one: (one[0], -one[1].start), default=(0, None))
 
 
-def thinned(match: Match) -> list[Entry]:
-    """Marks to drop of those that nobody has found yet.
+def thinned(match: Match, places: Sequence[int] = ()) -> list[Entry]:
+    """Marks to drop of those that nobody has found yet, but for those at certain `places`.
 
     No gap that this leaves is wider than what lies behind it: marks are close to each other near
     the end, where most prompts leave, and their number grows with the logarithm of the length.
@@ -173,7 +173,8 @@ def thinned(match: Match) -> list[Entry]:
     marks.sort(key=lambda mark: mark.start)
     last, dropped = 0, []
     for mark, after in pairwise(marks):
-        if not mark.found and after.start - last <= match.length - after.start:
+        wanted = mark.found or mark.start in places
+        if not wanted and after.start - last <= match.length - after.start:
             dropped.append(mark)
         else:
             last = mark.start

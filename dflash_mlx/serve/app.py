@@ -122,7 +122,7 @@ def _answers(served: Served, api: Api) -> Callable[[Request], Any]:
     async def answer(request: Request) -> Response:
         body = await _body(request)
         parsed, wanted, prompt = await asyncio.to_thread(read, served, api.request, body)
-        running = Running(served.engine, prompt.ids, wanted.options)
+        running = Running(served.engine, prompt, wanted.options)
         notes: Notes = request.scope[NOTES]
 
         def finished(outcome: Outcome | None, status: int) -> None:
@@ -158,7 +158,7 @@ def read(served: Served, model: type[AnyRequest], body: bytes) -> tuple[AnyReque
             wanted = replace(wanted, template=template)
         if wanted.forced:
             wanted = called(served.pair, wanted)
-        prompt = prepare(served.pair, wanted, served.most_characters)
+        prompt = prepare(served.pair, wanted, served.most_characters, stable=served.marks)
         return parsed, behind_thinking(served.pair, wanted, prompt), prompt
     except ValidationError as error:
         raise of_validation(error, model) from None

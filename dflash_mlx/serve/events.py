@@ -19,6 +19,7 @@ from ..options import Options
 from .answer import Answer
 from .calls import dumps
 from .parts import Outcome, Part
+from .prompt import Prompt
 from .refusal import Refused, busy, of_usage
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Running:
         UsageError, Busy: as `Engine.submit`.
     """
 
-    def __init__(self, engine: Engine, ids: Sequence[int], options: Options) -> None:
+    def __init__(self, engine: Engine, prompt: Prompt, options: Options) -> None:
         loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
 
@@ -76,7 +77,7 @@ class Running:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(self._news.set)
 
-        self._ticket: Ticket = engine.submit(ids, options, notify)
+        self._ticket: Ticket = engine.submit(prompt.ids, options, notify, prompt.stable)
 
     async def rounds(self, patience: float) -> AsyncIterator[Round | None]:
         """The responses; None whenever nothing came for `patience` seconds."""

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ..loading import Pair
+from ..prefix.tree import common
 from ..splitting import opens_thinking
 from .refusal import Refused
 from .wanted import Message, Wanted
@@ -16,6 +17,7 @@ from .wanted import Message, Wanted
 # What templates raise over messages or tools that they cannot render.
 UNRENDERED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 GAP = "\n\n"
+SAID = "x"  # whatever is said
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,22 @@ class Prompt:
     Attributes:
         ids: at least one, and fewer than the context holds.
         thinking: whether the answer begins inside a think block.
+        stable: places where the next prompt of the conversation may leave this one, if known.
     """
 
     ids: Sequence[int]
     thinking: bool = False
+    stable: Sequence[int] = ()
 
 
-def prepare(pair: Pair, wanted: Wanted, most: int | None = None) -> Prompt:
+def prepare(pair: Pair, wanted: Wanted, most: int | None = None, *, stable: bool = False) -> Prompt:
     """Render and encode a request.
 
     Args:
         pair: whose template and tokenizer.
         wanted: the request.
         most: characters beyond which it need not be encoded to be known as too long.
+        stable: whether anybody wants to know the stable places.
 
     Raises:
         Refused: the chat template does not take it, or it is empty or too long.
@@ -57,10 +62,30 @@ def prepare(pair: Pair, wanted: Wanted, most: int | None = None) -> Prompt:
         )
     messages = merged(wanted.messages)
     ids = _checked(pair, _rendered(pair, wanted, messages, answer=True))
-    if wanted.goes_on or not pair.tokenizer.has_thinking:
+    if wanted.goes_on or not (stable or pair.tokenizer.has_thinking):
         return Prompt(ids)
     past = _rendered(pair, wanted, messages, answer=False)
-    return Prompt(ids, opens_thinking(pair.tokenizer, past, ids))
+    places = _stable(pair, wanted, messages, ids, past) if stable else ()
+    thinking = pair.tokenizer.has_thinking and opens_thinking(pair.tokenizer, past, ids)
+    return Prompt(ids, thinking, places)
+
+
+def _stable(
+    pair: Pair, wanted: Wanted, messages: list[Message], ids: list[int], past: list[int]
+) -> Sequence[int]:
+    """Where the next prompt may leave `ids`.
+
+    That is where the answer begins, unless a template drops what was thought since the last
+    question once there is another one: then the prompt with a tool's result leaves it there, and
+    the one with the next question before.
+    """
+    answer = common(ids, past)
+    turn = [{"role": "assistant", "content": SAID}, {"role": "user", "content": SAID}]
+    try:
+        question = common(ids, _rendered(pair, wanted, [*messages, *turn], answer=False))
+    except Refused:
+        return (answer,)
+    return (question, answer) if question < answer else (question,)
 
 
 def merged(messages: Sequence[Message]) -> list[Message]:

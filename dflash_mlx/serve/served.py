@@ -11,6 +11,7 @@ from ..loading import Pair
 from ..options import Options
 from ..pairs import find
 from ..prefix.cache import PrefixCache
+from ..prefix.snapshot import is_marked
 from .refusal import Refused
 
 MIB = 1 << 20
@@ -96,6 +97,11 @@ class Served:
         """No text that is longer fits into the context, whatever its tokens are."""
         longest = max(map(len, self.pair.tokenizer.get_vocab()))
         return self.pair.max_context * longest * COMPOSED
+
+    @cached_property
+    def marks(self) -> bool:
+        """Whether prefixes can be left at some places only, which have to be known before."""
+        return self.prefixes is not None and is_marked(self.pair)
 
     def check(self, model: str | None) -> None:
         """Refuse a model that is not the one served; names are compared and lead nowhere else.

@@ -32,6 +32,10 @@ class Server(uvicorn.Server):
         await asyncio.to_thread(self._engine.close)
         await super().shutdown(sockets)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: also where the engine cannot go on."""
+        return await super().on_tick(counter) or self._engine.failure is not None
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """SIGINT and SIGTERM end the server; they are not raised again, as work follows."""
@@ -100,5 +104,11 @@ def server(served: Served) -> Server:
 
 
 def run(served: Served, opened: socket.socket) -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal comes.
+
+    Raises:
+        DFlashError: the engine could not go on.
+    """
     server(served).run(sockets=[opened])
+    if served.engine.failure is not None:
+        raise served.engine.failure

@@ -163,7 +163,8 @@ class GatedDeltaTarget(Target):
     def _rounds(self, state: State, rows: int) -> Rounds | None:
         """How a pass of so many rows runs by the kernel; None for mlx-lm's own code."""
         past: list[Past] = state["past"]
-        if not 1 < rows <= RECORDED or any(part is None for p in past for part in p):
+        # A rank may hold attention layers alone.
+        if not past or not 1 < rows <= RECORDED or any(part is None for p in past for part in p):
             return None
         net = next(layer.linear_attn for layer in self.layers if layer.is_linear)
         heads = (net.num_v_heads, net.num_k_heads, net.head_k_dim, net.head_v_dim)
@@ -222,7 +223,7 @@ class GatedDeltaTarget(Target):
         settled: list[list[Past]] = [[s["past"][i] for s in states] for i in range(len(nets))]
         waiting: dict[int, list[int]] = {}  # texts to replay, by how many rows they had
         for text, state in enumerate(states):
-            if "rows" in state:
+            if state.get("rows"):
                 waiting.setdefault(state["rows"][0][0].shape[1], []).append(text)
         for size, texts in waiting.items():
             kept = mx.array([states[t]["kept"] for t in texts], mx.int32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..costs import Corrected, CostCurve, widths_of
 from ..loading import Pair
 from ..options import Options
@@ -20,13 +22,18 @@ def costs_of(pair: Pair, progress: Progress | None = None) -> Corrected:
         curve = pair.costs.curve if pair.costs else _stored(pair)
         if ranks.agree(curve is None):
             curve = measure(pair, progress=progress, limit=FIRST_USE)
-            if ranks.leads:
-                write(Record(setting_of(pair), curve))
+            ranks.together(partial(_keep, pair, curve))
         if ranks.size > 1:  # all of them, or some would wait for the others
             curve = CostCurve.from_dict(ranks.share(curve and curve.as_dict()), "process 0")
         assert curve is not None
         pair.costs = pair.costs or Corrected(curve)
     return pair.costs
+
+
+def _keep(pair: Pair, curve: CostCurve) -> None:
+    """Store what was measured, on rank 0."""
+    if pair.ranks.leads:
+        write(Record(setting_of(pair), curve))
 
 
 def _stored(pair: Pair) -> CostCurve | None:

@@ -1,19 +1,27 @@
-"""Requests in one engine: together, in turns, one at a time.
+"""Requests in one engine: together, in turns, one at a time; or clients of servers.
 
     python -m tests.measure.serving [--counts 1,4,16] [--tokens 64] [--repeats 5] [--block N]
+    python -m tests.measure.serving --servers [--counts 1,4,16] [--tokens 64] [--repeats 5]
 
 The same prompts are answered in every way in turn, in one process, on the embedded pair in
 float32; a first pass of every way is not counted. A way's rate is all tokens over the time from
 the first submission to the last response. Ratios are medians over the repeats of ratios within
 one, with their range. "plain" ways leave the draft out. Answers are compared before anything is
-shown. The last line of stdout is one JSON document.
+shown. The last line of stdout is one JSON document; with `--json`, the only one.
+
+With `--servers` so many clients ask our server, ours with one place and `mlx_lm.server` on the same
+target (`servers.py`): tokens per second of all together (median, least and most of the passes),
+time to the first token, and how many answers are what the library says alone; as a table, or with
+`--json` as one document.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +31,7 @@ from dflash_mlx.engine import Engine, EngineOptions
 from dflash_mlx.loading import Pair, load
 from dflash_mlx.options import Options
 
-from . import FAST_BLAS
+from . import FAST_BLAS, servers
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.json"
 Jobs = list[tuple[list[int], Options]]
@@ -74,7 +82,7 @@ def measure(pair: Pair, jobs: Jobs, repeats: int) -> dict[str, Any]:
             rate = sum(len(ids) for ids in answers[name]) / seconds
             if repeat:
                 runs.setdefault(name, []).append((rate, per_round))
-        print(f"{len(jobs)} requests, pass {repeat}", flush=True)
+        print(f"{len(jobs)} requests, pass {repeat}", file=sys.stderr, flush=True)
     expected = answers["one plain"]
     figures: dict[str, Any] = {
         "requests": len(jobs),
@@ -102,13 +110,22 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--block", type=int)
+    parser.add_argument("--servers", action="store_true")
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    counts = [int(part) for part in args.counts.split(",")]
     pair = load(quiet=True)
     result: dict[str, Any] = {"openblas": FAST_BLAS, "mlx": mx.__version__, "counts": []}
-    for count in (int(part) for part in args.counts.split(",")):
+    if args.servers:
+        result |= {"mlx_lm": version("mlx-lm"), "tokens": args.tokens, "repeats": args.repeats}
+        result["counts"] = servers.compare(pair, counts, args.tokens, args.repeats, args.block)
+        print(json.dumps(result) if args.json else servers.table(result["counts"]))
+        return
+    for count in counts:
         figures = measure(pair, jobs_of(pair, count, args.tokens, args.block), args.repeats)
         result["counts"].append(figures)
-        print(json.dumps(figures, indent=1), flush=True)
+        if not args.json:
+            print(json.dumps(figures, indent=1), flush=True)
     print(json.dumps(result))
 
 
