@@ -10,9 +10,11 @@ timed by the same clock from the first token to the last.
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +25,7 @@ from dflash_mlx.bench.figures import drafts
 from dflash_mlx.bench.records import Arm
 from dflash_mlx.bench.statistics import median_interval
 from dflash_mlx.bench.talk import Talks
+from dflash_mlx.checkpoint import read_tensors
 from dflash_mlx.embedded import embedded_draft
 from dflash_mlx.loading import load
 from dflash_mlx.options import Options
@@ -31,10 +34,16 @@ PROMPTS = Path(__file__).parents[1] / "data" / "prompts.json"
 
 
 def published_draft() -> Any:
-    """The embedded draft, read by the published loader."""
-    folder = str(embedded_draft())
-    with patch.object(published, "snapshot_download", lambda path, **_: path):
-        draft = published.load_draft(folder)
+    """The embedded draft, read by the published loader: it proposes any token."""
+    source = embedded_draft()
+    tensors = read_tensors(source)
+    tensors.pop("draft_vocabulary", None)
+    with TemporaryDirectory() as folder:
+        mx.save_safetensors(f"{folder}/model.safetensors", tensors)
+        shutil.copy(source / "config.json", folder)
+        with patch.object(published, "snapshot_download", lambda path, **_: path):
+            draft = published.load_draft(folder)
+        mx.eval(draft.parameters())
     draft.set_dtype(mx.float32)
     mx.eval(draft.parameters())
     return draft
