@@ -10,6 +10,23 @@ from mlx_lm.generate import TextStateMachine
 Kind = Literal["answer", "thinking", "tool"]
 
 
+Edges = dict[str, list[tuple[str, str]]]
+
+# How mlx-lm calls our kinds; what it calls otherwise is between two of them, and is no text.
+KINDS: dict[str, Kind] = {"normal": "answer", "reasoning": "thinking", "tool": "tool"}
+# gpt-oss writes in channels, of which mlx-lm knows nothing.
+CHANNELS: Edges = {
+    "normal": [
+        ("<|channel|>analysis<|message|>", "reasoning"),
+        ("<|channel|>commentary<|message|>", "normal"),
+        ("<|channel|>final<|message|>", "normal"),
+        ("<|start|>assistant", "normal"),
+        ("<|end|>", "normal"),
+    ],
+    "reasoning": [("<|end|>", "normal")],
+}
+
+
 class Splitter:
     """Tells the kinds of text apart and takes the markers out.
 
@@ -20,44 +37,60 @@ class Splitter:
     """
 
     def __init__(self, tokenizer: Any, *, thinking: bool, tools: bool = False) -> None:
-        edges: dict[str, list[tuple[str, str]]] = {}
-        if tokenizer.has_thinking:
-            edges["answer"] = [(tokenizer.think_start, "thinking")]
-            edges["thinking"] = [(tokenizer.think_end, "answer")]
-        if tools and tokenizer.has_tool_calling:
-            for kind in ("answer", *edges.keys() & {"thinking"}):
-                edges.setdefault(kind, []).append((tokenizer.tool_call_start, "tool"))
-            # A format without an end marker has its calls at the end of the answer.
-            end = tokenizer.tool_call_end
-            edges["tool"] = [(end, "answer")] if end else []
-        self._state = TextStateMachine(edges).make_state("thinking" if thinking else "answer")
+        begin = "reasoning" if thinking else tokenizer.response_initial_state or "normal"
+        machine = TextStateMachine(_edges(tokenizer, tools and tokenizer.has_tool_calling))
+        self._state = machine.make_state(begin)
         self._trims = tokenizer.has_thinking  # templates put line breaks around the markers
         self._begun = False
 
     @property
     def kind(self) -> Kind:
         """Of the text that comes next."""
-        kind: Kind = self._state[0]
-        return kind
+        return KINDS.get(self._state[0], "answer")
 
     def split(self, text: str, *, ended: bool) -> list[tuple[Kind, str]]:
         """The text of a round by kind, one entry for every change and at least one."""
         self._state, parts = TextStateMachine.split(self._state, text)
         if ended:
-            self._state, rest, kind = TextStateMachine.flush(self._state)
-            parts[-1] = (kind, parts[-1][1] + rest)
+            self._state, rest, name = TextStateMachine.flush(self._state)
+            parts[-1] = (name, parts[-1][1] + rest)
         return [
-            (kind, self._trimmed(text, changed=index > 0))
-            for index, (kind, text) in enumerate(parts)
+            (KINDS.get(name, "answer"), self._trimmed(text if name in KINDS else "", index > 0))
+            for index, (name, text) in enumerate(parts)
         ]
 
-    def _trimmed(self, text: str, *, changed: bool) -> str:
+    def _trimmed(self, text: str, changed: bool) -> str:
         if changed:
             self._begun = False
         if self._trims and not self._begun:
             text = text.lstrip("\n")
         self._begun = self._begun or bool(text)
         return text
+
+
+def _edges(tokenizer: Any, tools: bool) -> Edges:
+    """Which marker leads from which kind of text to which, by mlx-lm's names."""
+    edges: Edges = {name: [] for name in KINDS}
+    if tokenizer.has_thinking:
+        edges["normal"].append((tokenizer.think_start, "reasoning"))
+        edges["reasoning"].append((tokenizer.think_end, "normal"))
+    elif "<|channel|>" in tokenizer.get_added_vocab():
+        edges = {name: [*CHANNELS.get(name, ())] for name in KINDS}
+    told = tokenizer.response_transitions
+    if tools:
+        # A format that has calls says itself where they begin.
+        if all(kind != "tool" for found in told.values() for _, kind in found):
+            edges["normal"].append((tokenizer.tool_call_start, "tool"))
+        if tokenizer.has_thinking:
+            edges["reasoning"].append((tokenizer.tool_call_start, "tool"))
+        # A format without an end marker has its calls at the end of the answer.
+        edges["tool"] += [(end, "normal") for end in [tokenizer.tool_call_end] if end]
+    for marker in tokenizer.structural_markers:
+        edges["normal"].append((marker, "normal"))
+    for name, found in told.items():
+        wanted = [(marker, kind) for marker, kind in found if tools or kind != "tool"]
+        edges.setdefault(name, []).extend(wanted)
+    return edges
 
 
 def opens_thinking(tokenizer: Any, past: Sequence[int], prompt: Sequence[int]) -> bool:

@@ -1,4 +1,6 @@
 import pytest
+from mlx_lm.chat_templates import muse_spark
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.splitting import Splitter, opens_thinking
 
@@ -59,3 +61,41 @@ def test_an_answer_that_begins_inside_a_think_block() -> None:
     assert opens_thinking(words, past, past + opened)
     assert not opens_thinking(words, past, past + closed)
     assert not opens_thinking(words, past, past)
+
+
+HARMONY = (
+    "<|channel|>analysis<|message|>The user greets.<|end|><|start|>assistant"
+    "<|channel|>commentary<|message|>One moment.<|end|><|start|>assistant"
+    "<|channel|>final<|message|>Hello!"
+)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_channels_of_gpt_oss(step: int) -> None:
+    words = tokenizer()
+    words._tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>"]})
+    pieces = [HARMONY[i : i + step] for i in range(0, len(HARMONY), step)]
+    found = joined(Splitter(words, thinking=False), *pieces)
+    assert found == [("thinking", "The user greets."), ("answer", "One moment.Hello!")]
+    assert joined(Splitter(words, thinking=False), "plain") == [("answer", "plain")]
+
+
+@pytest.mark.parametrize("step", [1, 9, 1000])
+def test_formats_that_mlx_lm_describes(step: int) -> None:
+    """Muse's: headers are no text; calls are told apart only where there are tools."""
+    words = tokenizer()
+    words = TokenizerWrapper(
+        words._tokenizer,
+        response_format=muse_spark.RESPONSE_FORMAT,
+        tool_call_start="<atem:function_calls>",
+        tool_call_end="</atem:function_calls>",
+        tool_parser=lambda *_: None,
+    )
+    text = (
+        " to=self<|message|>hm<|eom|><|start|>x to=user<|message|>Hi.<|eom|>"
+        " <atem:function_calls>f()</atem:function_calls> there"
+    )
+    pieces = [text[i : i + step] for i in range(0, len(text), step)]
+    found = joined(Splitter(words, thinking=False, tools=True), *pieces)
+    assert found == [("thinking", "hm"), ("answer", "Hi."), ("tool", "f()"), ("answer", " there")]
+    assert joined(Splitter(words, thinking=False), *pieces)[:2] == found[:2]
