@@ -24,7 +24,7 @@ from .paths import write_whole
 from .prefix.memory import Memory
 from .prefix.tree import common
 from .session import Progress
-from .splitting import Splitter, opens_thinking
+from .splitting import Splitter, header_of, opens_thinking
 from .thinking import Thinking
 
 FORMAT = "dflash-mlx conversation"
@@ -173,8 +173,10 @@ class Conversation:
         prompt = self.prompt_ids
         past, tokenizer = self._render(False), self.pair.tokenizer
         thinking = tokenizer.has_thinking and opens_thinking(tokenizer, past, prompt)
-        if options is not None and options.guide is not None and (thinking or self._may_think):
-            options = replace(options, thinking=Thinking.of(tokenizer, opened=thinking))
+        if options is not None and options.guide is not None:
+            prompt = [*prompt, *header_of(tokenizer)]
+            if thinking or self._may_think:
+                options = replace(options, thinking=Thinking.of(tokenizer, opened=thinking))
         splitter = Splitter(tokenizer, thinking=thinking)
         session = self._memory.recall(prompt, common(prompt, past))
         progress = self._memory.watch(progress)

@@ -15,11 +15,12 @@ Edges = dict[str, list[tuple[str, str]]]
 # How mlx-lm calls our kinds; what it calls otherwise is between two of them, and is no text.
 KINDS: dict[str, Kind] = {"normal": "answer", "reasoning": "thinking", "tool": "tool"}
 # gpt-oss writes in channels, of which mlx-lm knows nothing.
+FINAL = "<|channel|>final<|message|>"
 CHANNELS: Edges = {
     "normal": [
         ("<|channel|>analysis<|message|>", "reasoning"),
         ("<|channel|>commentary<|message|>", "normal"),
-        ("<|channel|>final<|message|>", "normal"),
+        (FINAL, "normal"),
         ("<|start|>assistant", "normal"),
         ("<|end|>", "normal"),
     ],
@@ -68,13 +69,25 @@ class Splitter:
         return text
 
 
+def header_of(tokenizer: Any) -> list[int]:
+    """What stands between a prompt and an answer without thinking, where the template has no way
+    to say it: ids to put behind the prompt, none for most models."""
+    if tokenizer.has_thinking or not _has_channels(tokenizer):
+        return []
+    return list(tokenizer.encode(FINAL, add_special_tokens=False))
+
+
+def _has_channels(tokenizer: Any) -> bool:
+    return "<|channel|>" in tokenizer.get_added_vocab()
+
+
 def _edges(tokenizer: Any, tools: bool) -> Edges:
     """Which marker leads from which kind of text to which, by mlx-lm's names."""
     edges: Edges = {name: [] for name in KINDS}
     if tokenizer.has_thinking:
         edges["normal"].append((tokenizer.think_start, "reasoning"))
         edges["reasoning"].append((tokenizer.think_end, "normal"))
-    elif "<|channel|>" in tokenizer.get_added_vocab():
+    elif _has_channels(tokenizer):
         edges = {name: [*CHANNELS.get(name, ())] for name in KINDS}
     told = tokenizer.response_transitions
     if tools:

@@ -155,6 +155,18 @@ def test_a_conversation_thinks_before_its_answer(template: str, think: bool | No
     assert conversation.messages[-1]["content"] in ('"red"', '"green"')
 
 
+def test_a_guided_answer_of_gpt_oss_begins_in_its_last_channel() -> None:
+    pair = tiny_pair()
+    special = {"additional_special_tokens": ["<|channel|>", "<|message|>"]}
+    pair.tokenizer._tokenizer.add_special_tokens(special)
+    conversation = Conversation(pair)
+    options = Options(40, guide=Guide.json_schema({"enum": ["red", "green"]}))
+    text = "".join(piece.text for piece in conversation.ask("hello", options))
+    assert json.loads(text) in ("red", "green")
+    session = conversation._memory._session
+    assert "<|channel|>final<|message|>" in pair.tokenizer.decode(session.ids)
+
+
 def test_markers_of_several_tokens_are_refused() -> None:
     class Words:
         think_start_tokens, think_end_tokens, think_end = [1], [2, 3], "</think>"

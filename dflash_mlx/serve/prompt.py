@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from ..loading import Pair
 from ..prefix.tree import common
-from ..splitting import opens_thinking
+from ..splitting import header_of, opens_thinking
 from .refusal import Refused
 from .wanted import Message, Wanted
 
@@ -61,7 +61,8 @@ def prepare(pair: Pair, wanted: Wanted, most: int | None = None, *, stable: bool
             code="unsupported_value",
         )
     messages = merged(wanted.messages)
-    ids = _checked(pair, _rendered(pair, wanted, messages, answer=True))
+    header = header_of(pair.tokenizer) if wanted.options.guide else []
+    ids = _checked(pair, [*_rendered(pair, wanted, messages, answer=True), *header])
     if wanted.goes_on or not (stable or pair.tokenizer.has_thinking):
         return Prompt(ids)
     past = _rendered(pair, wanted, messages, answer=False)
