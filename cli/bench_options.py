@@ -57,6 +57,7 @@ class Subject:
     dtype: str | None
     kernels: str
     kv_bits: int | None
+    draft_kv_bits: int | None
     kv_group_size: int
     draft_window: int | None
     draft_sink: int
@@ -73,6 +74,7 @@ class Subject:
             dtype=self.dtype,
             kernels=self.kernels,
             kv_bits=self.kv_bits,
+            draft_kv_bits=self.draft_kv_bits,
             kv_group_size=self.kv_group_size,
             draft_window=self.draft_window,
             draft_sink=self.draft_sink,
@@ -110,6 +112,9 @@ class PairsOptions:
     kv_bits: Annotated[
         Bits | None, _model("--kv-bits", help="Keep targets' keys and values in so many bits")
     ] = None
+    draft_kv_bits: Annotated[
+        Bits | None, _model("--draft-kv-bits", help="Keep drafts' keys and values in so many bits")
+    ] = None
     kv_group_size: KvGroupSize = 64
     draft_window: DraftWindow = None
     draft_sink: DraftSink = SINK
@@ -142,6 +147,7 @@ class PairsOptions:
             dtype=self.dtype,
             kernels=self.kernels,
             kv_bits=int(self.kv_bits) if self.kv_bits else None,
+            draft_kv_bits=int(self.draft_kv_bits) if self.draft_kv_bits else None,
             kv_group_size=self.kv_group_size,
             draft_window=self.draft_window,
             draft_sink=self.draft_sink,

@@ -107,6 +107,9 @@ class ModelOptions:
     kv_bits: Annotated[
         Bits | None, _model("--kv-bits", help="Keep the target's keys and values in so many bits")
     ] = None
+    draft_kv_bits: Annotated[
+        Bits | None, _model("--draft-kv-bits", help="Keep the draft's keys and values in so many")
+    ] = None
     kv_group_size: KvGroupSize = 64
     draft_window: DraftWindow = None
     draft_sink: DraftSink = SINK
@@ -126,6 +129,7 @@ class ModelOptions:
             "--draft-bits": self.draft_bits,
             "--draft-revision": self.draft_revision,
             "--draft-window": self.draft_window,
+            "--draft-kv-bits": self.draft_kv_bits,
         }
         for name, value in unused.items():
             if self.no_draft and value is not None:
@@ -145,6 +149,7 @@ class ModelOptions:
             dtype=self.dtype,
             kernels=self.kernels,
             kv_bits=int(self.kv_bits) if self.kv_bits else None,
+            draft_kv_bits=int(self.draft_kv_bits) if self.draft_kv_bits else None,
             kv_group_size=self.kv_group_size,
             draft_window=self.draft_window,
             draft_sink=self.draft_sink,

@@ -47,6 +47,7 @@ def memory_of(
         draft_itemsize=draft.dtype.size if draft else 0,
         fused=machine.kind == "metal" and size in FUSED and target.kv is None,
         kv=Kept(target.kv.bits, target.kv.group) if target.kv else None,
+        draft_kv=Kept(draft.kv.bits, draft.kv.group) if draft and draft.kv else None,
         span=draft.config.span if draft else None,
         quantises=target.unquantised is None,
     )

@@ -159,11 +159,11 @@ class DraftShape:
         """Whether any layer keeps all of the text."""
         return any(rows.window is None for rows in self.rows or ())
 
-    def context(self, tokens: int, itemsize: int, span: Span | None = None) -> int | None:
+    def context(self, tokens: int, itemsize: float, span: Span | None = None) -> int | None:
         """The keys and values of `tokens` tokens, and of a block."""
         if self.rows is None or self.block is None:
             return None
-        return itemsize * sum(rows.elements(tokens + self.block, span) for rows in self.rows)
+        return round(itemsize * sum(r.elements(tokens + self.block, span) for r in self.rows))
 
 
 @dataclass(frozen=True)

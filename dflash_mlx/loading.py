@@ -117,6 +117,7 @@ def load(
     dtype: str | None = None,
     kernels: str = "auto",
     kv_bits: int | None = None,
+    draft_kv_bits: int | None = None,
     kv_group_size: int = 64,
     draft_window: int | None = None,
     draft_sink: int = SINK,
@@ -140,6 +141,7 @@ def load(
         kernels: "auto" takes our Metal kernels where they pay, "on" wherever they can run (their
             definitions in plain MLX where there is no Metal), "off" takes none.
         kv_bits: keep the target's keys and values in 8 or 4 bits.
+        draft_kv_bits: the same for the draft's.
         kv_group_size: 32, 64 or 128 of their elements share a scale.
         draft_window: full layers of the draft see the last so many positions of the text alone,
         draft_sink: and the first so many.
@@ -163,6 +165,7 @@ def load(
         dtype=dtype,
         kernels=kernels_of(kernels, ranks.size),
         kv=KVBits(kv_bits, kv_group_size) if kv_bits is not None else None,
+        draft_kv=KVBits(draft_kv_bits, kv_group_size) if draft_kv_bits is not None else None,
         span=span_of(draft_window, draft_sink) if draft_window is not None else None,
         revision=revision,
         draft_revision=draft_revision,
@@ -190,6 +193,7 @@ class _Wanted:
     dtype: str | None
     kernels: Kernels
     kv: KVBits | None
+    draft_kv: KVBits | None
     span: Span | None
     revision: str | None
     draft_revision: str | None
@@ -224,6 +228,8 @@ def _find(wanted: _Wanted) -> _Found:
     if not wanted.speculate:
         if wanted.span:
             raise UsageError("a draft window without a draft; leave one of them out")
+        if wanted.draft_kv:
+            raise UsageError("bits of the draft's keys without a draft; leave one of them out")
         return _Found(folder, raw)
     if pair is not None and wanted.draft is None:
         draft = pair.draft, f"{wanted.model}/{pairfile.DRAFT}"
@@ -247,6 +253,7 @@ def _read(wanted: _Wanted) -> tuple[Pair, Original | None]:
         config = found.config.on_scaled_embeddings(target.embed_scale)
         original = partial(read_draft, found.draft[0], config, vocabulary=vocabulary)
         draft = original(bits=wanted.draft_bits, dtype=wanted.dtype)
+        draft = draft.with_kv(wanted.draft_kv) if wanted.draft_kv else draft
         target = target.with_draft_vocabulary(draft.vocabulary)
     known = pairs.find(wanted.model)
     short = known is not None and wanted.model.lower() == known.name.lower()

@@ -30,6 +30,7 @@ class Memory:
         itemsize, draft_itemsize: bytes of an element of keys and values.
         fused: whether attention computes without holding its scores.
         kv: how the target's keys and values are kept; None in full.
+        draft_kv: how the draft's are.
         span: what the draft's full layers keep.
         quantises: whether the target's keys and values could be kept in fewer bits.
     """
@@ -44,13 +45,17 @@ class Memory:
     draft_itemsize: int
     fused: bool
     kv: Kept | None = None
+    draft_kv: Kept | None = None
     span: Span | None = None
     quantises: bool = True
 
     def need(self, tokens: int, prompt: int) -> Estimate:
         """At the end of a text of `tokens`, of which `prompt` were read in chunks."""
         block = self.context.block or 1 if self.context else 1
-        context = self.context and self.context.context(tokens, self.draft_itemsize, self.span)
+        kept: float = self.draft_itemsize
+        if self.draft_kv is not None:
+            kept = self.draft_kv.bytes(self.draft_itemsize)
+        context = self.context and self.context.context(tokens, kept, self.span)
         return Estimate(
             self.target,
             self.draft,

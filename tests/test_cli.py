@@ -221,12 +221,13 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(loading, "load", load)
     args = "-m a/b -d c/d --bits 4 --draft-bits 8 --dtype bfloat16 --revision r --draft-revision s"
-    args += " --kv-bits 8 --kv-group-size 32 --draft-window 512 --draft-sink 2"
+    args += " --kv-bits 8 --draft-kv-bits 4 --kv-group-size 32 --draft-window 512 --draft-sink 2"
     assert command(*args.split(), "-q", "-p", "x").exit_code == 0
     assert seen == {
         "args": ("a/b", "c/d"),
         "speculate": True,
         "kv_bits": 8,
+        "draft_kv_bits": 4,
         "kv_group_size": 32,
         "draft_window": 512,
         "draft_sink": 2,

@@ -52,7 +52,7 @@ MAY_IMPORT_MLX_LM = {
 }
 # The self check builds one, small and random, instead of reading it from files; benchmarks time
 # single operations of theirs.
-MAY_IMPORT_MLX_LM_MODELS = {"bench", "targets", "loading", "selfcheck"}
+MAY_IMPORT_MLX_LM_MODELS = {"bench", "drafts", "targets", "loading", "selfcheck"}
 HEAVY = {"mlx", "mlx_lm", "transformers"}
 
 MAX_LINES = 400
@@ -228,7 +228,7 @@ PLANTED = {
     "public name": ("dflash_mlx/loading.py", "from dflash_mlx import Pair", "module that defines"),
     "metal": ("dflash_mlx/kernels/a.py", "from dflash_mlx import metal", "metal is data"),
     "mlx_lm": ("dflash_mlx/stats.py", "import mlx_lm", "import mlx_lm"),
-    "mlx_lm models": ("dflash_mlx/drafts/a.py", "from mlx_lm import models", "mlx_lm.models"),
+    "mlx_lm models": ("dflash_mlx/convert/a.py", "from mlx_lm import models", "mlx_lm.models"),
     "mlx in cli": ("cli/chat.py", "import mlx.core as mx", "brings in mlx"),
     "mlx in cli, in a block": ("cli/chat.py", "if True:\n    import mlx", "brings in mlx"),
     "mlx in cli, at two removes": ("cli/chat.py", "from dflash_mlx import stats", "brings in mlx"),

@@ -15,14 +15,16 @@ from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.base import scaled_dot_product_attention
 
 from ..batched import BatchedView, Starts, States, collect, masks, views
 from ..config import CANDIDATES, DraftConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
 from ..kernels.attend import attend
 from ..kernels.choice import OFF, Kernels
 from ..kernels.few_rows import few_rows
-from ..kv import KVCache, Scalar
+from ..kv import KVCache, LayerView, Scalar
+from ..kv_quantised import KVBits, QuantisedView
 from ..sampling import Sampling, log_distribution
 from ..span import Span
 from .joined import Joined
@@ -65,6 +67,12 @@ class Attention(nn.Module):
     ) -> mx.array:
         if isinstance(view, BatchedView):
             return view.attend(queries, keys, values, mask, scale=self.scale)
+        if isinstance(view, QuantisedView):
+            packed = view.update_and_fetch(keys, values)
+            attended: mx.array = scaled_dot_product_attention(
+                queries, *packed, view, scale=self.scale, mask=mask
+            )
+            return attended
         run = None
         if view.rows is not None and not isinstance(self.window, Span):
             _, heads, rows, _ = queries.shape
@@ -150,6 +158,9 @@ class ContextProjection:
 class DFlashDraft(nn.Module):
     """The draft network. Parameter names are those of the published checkpoints."""
 
+    # How keys and values of its context are kept; None in the type they are computed in.
+    kv: KVBits | None = None
+
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()
         size = config.hidden_size
@@ -185,6 +196,21 @@ class DFlashDraft(nn.Module):
         copied: Self = few_rows(self, kernels)
         copied._project = self._project.with_kernels(kernels)
         return copied
+
+    def with_kv(self, kv: KVBits) -> Self:
+        """The same draft, whose context is kept in fewer bits; contexts fit this one only.
+
+        Raises:
+            UsageError: the group does not fit its heads.
+        """
+        if self._config.head_dim % kv.group:
+            raise UsageError(
+                f"--draft-kv-bits in groups of {kv.group} does not fit the draft's heads of "
+                f"{self._config.head_dim}; try another --kv-group-size"
+            )
+        same = copy.copy(self)
+        same.kv = kv
+        return same
 
     @property
     def config(self) -> DraftConfig:
@@ -227,7 +253,7 @@ class DFlashDraft(nn.Module):
         """
         assert self._project is not None, "prepare() comes first"
         rows = self.hidden_norm(self.fc(features.astype(self.dtype)))
-        layer_views = views(self._config.spans, state, start)
+        layer_views = self._views(state, start)
         projected = self._project(rows, self._rotary, layer_views[0].offset)
         for view, (keys, values) in zip(layer_views, projected, strict=True):
             view.update_and_fetch(keys, values)
@@ -248,7 +274,7 @@ class DFlashDraft(nn.Module):
             hidden states for the target's head [B, L, hidden_size]; the new state, or a list.
         """
         config = self._config
-        layer_views = views(config.spans, state, start)
+        layer_views = self._views(state, start)
         ahead = [not causal for causal in config.causal]
         layer_masks = masks(config.spans, state, start, block.shape[1], ahead, apart=True)
         x = block.astype(self.dtype) * config.input_embedding_scale
@@ -256,6 +282,9 @@ class DFlashDraft(nn.Module):
         for layer, view, mask in zip(self.layers, layer_views, layer_masks, strict=True):
             x = layer(x, rotary, view, mask)
         return self.norm(x), collect(state, layer_views)
+
+    def _views(self, state: States, start: Starts) -> list[Any]:
+        return views(self._config.spans, state, start, self.kv.view if self.kv else LayerView)
 
     def shape_logits(self, logits: mx.array) -> mx.array:
         """Scale and soft-cap the head's logits as the config says, in float32."""

@@ -29,7 +29,9 @@ class Sharing:
 
     def __init__(self, pair: Pair, together: bool) -> None:
         self._pair = pair
-        self._together = together and pair.target.batches
+        # Several texts attend to keys and values in full.
+        whole = pair.draft is None or pair.draft.kv is None
+        self._together = together and pair.target.batches and whole
         self._widths: dict[int, Widths] = {}
 
     def shares(self, course: Course) -> bool:

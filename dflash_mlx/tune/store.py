@@ -20,6 +20,7 @@ from ..costs import CostCurve
 from ..errors import CheckpointError
 from ..fields import Fields
 from ..fitting import size_of
+from ..kv_quantised import KVBits
 from ..loading import Pair
 from ..machine import this_machine
 from ..paths import cache_root, write_whole
@@ -112,8 +113,12 @@ def setting_of(pair: Pair) -> Setting:
         block=pair.draft.config.block_size,
         kernels=pair.kernels.mode if pair.kernels.active else "off",
         compiled=pair.compiles,
-        kv=f"{pair.target.kv.bits}/{pair.target.kv.group}" if pair.target.kv else "full",
+        kv=_kept(pair.target.kv) + (f" {_kept(pair.draft.kv)}" if pair.draft.kv else ""),
     )
+
+
+def _kept(kv: KVBits | None) -> str:
+    return f"{kv.bits}/{kv.group}" if kv else "full"
 
 
 def read(path: Path) -> Record | None:
