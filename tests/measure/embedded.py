@@ -94,16 +94,21 @@ def summary(rows: list[dict[str, Any]], blocks: Sequence[Block]) -> dict[str, An
         name = f"block {block}"
         figures: dict[str, Any] = {"to_plain": ratio(rows, name, "plain")}
         figures["to_mlx_lm"] = ratio(rows, name, "mlx_lm")
-        for split in ("heldout", "ood", None):
-            stats = [r["runs"][name]["stats"] for r in rows if split in (None, r["split"])]
-            pooled = sum(s.round_tokens for s in stats) / max(1, sum(s.rounds for s in stats))
-            figures[f"tokens_per_round_{split or 'all'}"] = round(pooled, 3)
-        kinds = dict.fromkeys(row["kind"] for row in rows)
-        figures["to_plain_by_kind"] = {
-            kind: ratio([r for r in rows if r["kind"] == kind], name, "plain") for kind in kinds
-        }
+        for split in ("heldout", "ood"):
+            found = pooled([row for row in rows if row["split"] == split], name)
+            figures[f"tokens_per_round_{split}"] = found
+        figures["tokens_per_round_all"] = pooled(rows, name)
+        by_kind = {row["kind"]: [r for r in rows if r["kind"] == row["kind"]] for row in rows}
+        figures["to_plain_by_kind"] = {k: ratio(own, name, "plain") for k, own in by_kind.items()}
+        figures["tokens_per_round_by_kind"] = {k: pooled(own, name) for k, own in by_kind.items()}
         result[name] = figures
     return result
+
+
+def pooled(rows: list[dict[str, Any]], name: str) -> float:
+    """Tokens per round over all rounds of some prompts."""
+    stats = [row["runs"][name]["stats"] for row in rows]
+    return round(sum(s.round_tokens for s in stats) / max(1, sum(s.rounds for s in stats)), 3)
 
 
 def ratio(rows: list[dict[str, Any]], a: str, b: str) -> float:
