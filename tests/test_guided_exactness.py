@@ -18,6 +18,7 @@ from dflash_mlx.along import Candidates, Drawn, Path, log_q, walk
 from dflash_mlx.decode import Result
 from dflash_mlx.guide import Guide, Matcher
 from dflash_mlx.guided import VerifyStep, follow
+from dflash_mlx.ranks import ALONE
 from dflash_mlx.sampling import Sampling, log_distribution, restrict
 
 from .families import VOCAB
@@ -64,6 +65,8 @@ class Remembering(Matcher):
 
 class Toy:
     """A target with a table [places, vocab] of logits in place of layers."""
+
+    ranks = ALONE
 
     def __init__(self) -> None:
         logits = 1.2 * mx.random.normal((2 * LENGTH, VOCAB), key=mx.random.key(1))
