@@ -15,6 +15,7 @@ from dflash_mlx.drafts.dflash import DFlashDraft
 from dflash_mlx.errors import CheckpointError
 from dflash_mlx.generation import rounds
 from dflash_mlx.kernels.choice import kernels_of
+from dflash_mlx.kv_quantised import KVBits
 from dflash_mlx.loading import read_draft
 from dflash_mlx.options import Options
 from dflash_mlx.sampling import Sampling, log_distribution, restrict
@@ -39,7 +40,7 @@ def few() -> mx.array:
 
 
 def target_of(family: str, quantised: bool = False) -> Target:
-    model = make(CONFIGS[family] | {"hidden_size": SIZE}, "llama")
+    model = make(CONFIGS[family] | {"hidden_size": SIZE, "head_dim": 32}, "llama")
     if quantised:
         nn.quantize(model, 32, 4, class_predicate=lambda p, m: p.endswith(("lm_head", "tokens")))
     return target_for(model)
@@ -66,6 +67,12 @@ def test_kernels_find_the_same_tokens(quantised: bool) -> None:
     assert found is not None
     logits = target.draft_logits(hidden[None], lambda logits: logits)[0]
     assert found.ids.tolist() == mx.argsort(-logits, axis=-1)[:, :4].tolist()
+
+
+def test_other_forms_of_a_target_keep_it() -> None:
+    target = target_of("llama").with_draft_vocabulary(few())
+    for form in (target.with_kv(KVBits(8, 32)), target.with_kernels(kernels_of("on", 1))):
+        assert form.draft_head is not None and form.draft_head.ids.tolist() == IDS
 
 
 @pytest.mark.parametrize("compiled", [False, True])

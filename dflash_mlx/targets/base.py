@@ -262,7 +262,10 @@ class Target:
         """The same model, run by these kernels; caches fit both."""
         same = type(self)(self.model, self.taps, kernels, self.ranks)
         same.kv, same.batches = self.kv, self.batches
-        return same.with_draft_vocabulary(self.draft_head.ids if self.draft_head else None)
+        return same._with_draft_head(self)
+
+    def _with_draft_head(self, other: Target) -> Self:
+        return self.with_draft_vocabulary(other.draft_head.ids if other.draft_head else None)
 
     def with_draft_vocabulary(self, ids: mx.array | None) -> Self:
         """The same model, for a draft that proposes these tokens alone (int32 [n], ascending).
@@ -300,7 +303,7 @@ class Target:
                 f"--kv-bits {kv.bits} in groups of {kv.group} does not fit the heads of "
                 f"{self.model.model_type}; try another --kv-group-size ({error})"
             ) from error
-        return same
+        return same._with_draft_head(self)
 
     def head_rows(self, ids: mx.array) -> mx.array:
         """The rows of the head's matrix for some tokens [n, hidden_size], dense."""
