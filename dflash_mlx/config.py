@@ -29,7 +29,8 @@ class DFlash2:
     """What DFlash 2 adds: convolutions around sublayers and a selector of candidates.
 
     Attributes:
-        conv_kernel_size: rows a convolution reaches, its own included.
+        conv_kernel_size: rows a convolution reaches, its own included; 0 where there are no
+            convolutions, only the selector.
         conv_group_size: channels that share what a convolution takes from the input.
         selector_rank: width of the selector's codebooks.
         selector_top_k: candidates per position.
@@ -182,7 +183,11 @@ def _architecture(raw: Mapping[str, Any], source: str) -> str:
 
 
 def _dflash2(top: Fields, inner: Fields) -> DFlash2:
-    values = {name: _place(inner, top, name).positive(name) for name in DFlash2.__annotations__}
+    found = _place(inner, top, "conv_kernel_size")
+    alone = found.get("conv_kernel_size", int, None) == 0
+    known = {"conv_kernel_size": 0, "conv_group_size": 1} if alone else {}
+    names = [name for name in DFlash2.__annotations__ if name not in known]
+    values = known | {name: _place(inner, top, name).positive(name) for name in names}
     group, size = values["conv_group_size"], top.positive("hidden_size")
     if size % group:
         raise inner.wrong("conv_group_size", group, f"a divisor of hidden_size {size}")

@@ -21,7 +21,7 @@ from .costs import Corrected
 from .draftcheck import TEXT, check_draft
 from .drafts import draft_for
 from .drafts.dflash import DFlashDraft
-from .drafts.quantised import GROUP_SIZE, is_quantised, quantise, quantise_as_stored
+from .drafts.quantised import GROUP_SIZE, dequantise, is_quantised, quantise, quantise_as_stored
 from .errors import CheckpointError, UsageError
 from .finding import check_fit, find_draft, find_target, text_of
 from .fitting import memory_of, shared
@@ -251,7 +251,9 @@ def _read(wanted: _Wanted) -> tuple[Pair, Original | None]:
         # The config counts rows of the head; only the tokenizer tells padding from tokens.
         vocabulary = max(tokenizer.get_vocab().values()) + 1 if found.config.dflash2 else None
         config = found.config.on_scaled_embeddings(target.embed_scale)
-        original = partial(read_draft, found.draft[0], config, vocabulary=vocabulary)
+        # On the CPU products of few bits are many times slower.
+        dense = mx.default_device().type != mx.gpu
+        original = partial(read_draft, found.draft[0], config, vocabulary=vocabulary, dense=dense)
         draft = original(bits=wanted.draft_bits, dtype=wanted.dtype)
         draft = draft.with_kv(wanted.draft_kv) if wanted.draft_kv else draft
         target = target.with_draft_vocabulary(draft.vocabulary)
@@ -277,16 +279,18 @@ def read_draft(
     bits: int | None = None,
     dtype: str | None = None,
     vocabulary: int | None = None,
+    dense: bool = False,
 ) -> DFlashDraft:
     """Read a draft's tensors, each by its name.
 
     Args:
         folder: config.json and safetensors.
         config: the checked config.
-        bits: quantise the linear layers to 4 or 8 bits.
+        bits: quantise the linear layers to 4 or 8 bits, those anew that have few already.
         dtype: floating type to compute in.
         vocabulary: how many ids the tokenizer knows; rows of the head behind them are padding,
             which DFlash 2 leaves out of its candidates.
+        dense: compute what is stored in few bits as what it stands for.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape.
@@ -302,9 +306,9 @@ def read_draft(
     check_names(tensors, expected, source)
     network.load_weights(list(tensors.items()))
     network.set_dtype(_draft_dtype(network.dtype, dtype))
+    if quantised and (dense or bits):
+        dequantise(network)
     if bits:
-        if quantised:
-            raise UsageError("the draft is quantised already; leave out --draft-bits")
         quantise(network, bits)
     return network.prepare()
 

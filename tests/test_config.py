@@ -73,8 +73,8 @@ def read(raw: dict[str, Any]) -> DraftConfig:
     return DraftConfig.from_dict(raw, "config.json")
 
 
-def inner(**changes: Any) -> dict[str, Any]:
-    return {**OLD, "dflash_config": {**OLD["dflash_config"], **changes}}
+def inner(raw: dict[str, Any] = OLD, **changes: Any) -> dict[str, Any]:
+    return {**raw, "dflash_config": {**raw["dflash_config"], **changes}}
 
 
 def test_the_old_layout() -> None:
@@ -180,6 +180,13 @@ def test_a_field_of_the_wrong_type(name: str) -> None:
         read({**OLD, name: -1})
 
 
+def test_a_selector_without_convolutions() -> None:
+    raw = inner(SECOND, conv_kernel_size=0, conv_group_size=None)
+    assert read(raw).dflash2 == DFlash2(0, 1, selector_rank=256, selector_top_k=16)
+    with pytest.raises(CheckpointError, match="conv_kernel_size is -1"):
+        read(inner(SECOND, conv_kernel_size=-1))
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
@@ -195,10 +202,7 @@ def test_a_field_of_the_wrong_type(name: str) -> None:
         ({**NEW, "layer_types": [FULL]}, "expected 6 entries"),
         ({**NEW, "sliding_window": None}, "the field 'sliding_window' is missing"),
         ({**NEW, "is_causal": "no"}, "is_causal is 'no', expected a bool"),
-        (
-            {**SECOND, "dflash_config": {**SECOND["dflash_config"], "selector_rank": None}},
-            "the field 'selector_rank' is missing",
-        ),
+        (inner(SECOND, selector_rank=None), "the field 'selector_rank' is missing"),
         ({**SECOND, "hidden_size": 6650}, "conv_group_size is 16, expected a divisor of"),
     ],
 )

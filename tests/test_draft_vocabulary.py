@@ -32,6 +32,7 @@ from .reduced import CONFIGS, make
 IDS = sorted(np.random.default_rng(3).choice(VOCAB, 40, replace=False).tolist())
 OTHERS = sorted(set(range(VOCAB)) - set(IDS))
 EXTRA = DFlash2(conv_kernel_size=2, conv_group_size=16, selector_rank=8, selector_top_k=4)
+ALONE = DFlash2(conv_kernel_size=0, conv_group_size=1, selector_rank=8, selector_top_k=4)
 SIZE = 64  # of hidden states; few bits need whole groups
 
 
@@ -59,14 +60,19 @@ def test_the_rows_of_the_head_and_nothing_else(family: str, quantised: bool) -> 
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_kernels_find_the_same_tokens(quantised: bool) -> None:
+def test_the_largest_are_found_with_kernels_and_without(quantised: bool) -> None:
     target = target_of("llama-tied", quantised).with_draft_vocabulary(few())
     hidden = mx.random.normal((3, SIZE))
-    assert target.best_drafts(hidden, 4, None) is None
-    found = target.with_kernels(kernels_of("on", 1)).best_drafts(hidden, 4, VOCAB)
-    assert found is not None
     logits = target.draft_logits(hidden[None], lambda logits: logits)[0]
-    assert found.ids.tolist() == mx.argsort(-logits, axis=-1)[:, :4].tolist()
+    order = mx.argsort(-logits, axis=-1)
+    for same in (target, target.with_kernels(kernels_of("on", 1))):
+        for count in (1, 4):
+            found = same.best_drafts(hidden, count, VOCAB)
+            assert found is not None
+            assert found.ids.tolist() == order[:, :count].tolist()
+            values = mx.take_along_axis(logits, found.ids, axis=-1)
+            assert mx.allclose(found.values, values, atol=1e-4).item()
+            assert mx.allclose(found.lse, mx.logsumexp(logits, axis=-1), atol=1e-4).item()
 
 
 def test_other_forms_of_a_target_keep_it() -> None:
@@ -77,7 +83,7 @@ def test_other_forms_of_a_target_keep_it() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("kernels", ["off", "on"])
-@pytest.mark.parametrize("extra", [None, EXTRA], ids=["DFlash 1", "DFlash 2"])
+@pytest.mark.parametrize("extra", [None, EXTRA, ALONE], ids=["DFlash 1", "DFlash 2", "selector"])
 def test_the_text_is_the_targets(extra: DFlash2 | None, kernels: str, compiled: bool) -> None:
     prompt = prompt_of(9)
     config = draft_config(dflash2=extra, block_size=4, draft_vocab_size=len(IDS))

@@ -1,7 +1,6 @@
 """From names to pairs, and what is refused on the way."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -264,15 +263,6 @@ def test_the_prefix_of_some_exports(draft: Path) -> None:
 def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load("smollm2-135m", quiet=True, **options)
-
-
-def test_quantising_twice(tmp_path: Path, draft: Path) -> None:
-    folder = tmp_path / "q"
-    shutil.copytree(draft, folder)
-    raw = {**DRAFT, "quantization": {"group_size": 32, "bits": 8}}
-    (folder / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(UsageError, match="quantised already"):
-        read_draft(folder, DraftConfig.from_dict(raw, "config"), bits=4)
 
 
 def test_the_embedded_draft_reads() -> None:

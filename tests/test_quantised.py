@@ -14,6 +14,7 @@ from dflash_mlx.drafts import draft_for
 from dflash_mlx.drafts.dflash import DFlashDraft
 from dflash_mlx.errors import CheckpointError, UnsupportedError
 from dflash_mlx.loading import read_draft
+from dflash_mlx.train.start import existing
 
 FIRST: dict[str, Any] = {
     "architectures": ["DFlashDraftModel"],
@@ -132,6 +133,30 @@ def test_as_stored(tmp_path: Path, raw: dict[str, Any], quantization: dict[str, 
             dense[name] = tensors[name]
     twin.load_weights(list(dense.items()))
     assert mx.allclose(hidden(draft), hidden(twin.prepare()), rtol=1e-3, atol=1e-3).item()
+
+
+def test_dense_layers_compute_the_same(tmp_path: Path) -> None:
+    folder = write(tmp_path, SECOND, COMMON | {BOOK: {"group_size": 64, "bits": 8}})
+    draft = read(folder, dtype="float32", dense=True)
+    assert not bits_of(draft)
+    stays = read(folder, dtype="float32")
+    assert mx.allclose(hidden(draft), hidden(stays), rtol=1e-3, atol=1e-3).item()
+
+
+def test_it_can_get_other_bits_while_loading(tmp_path: Path) -> None:
+    folder = write(tmp_path, FIRST, COMMON)
+    once, fewer = read(folder, dtype="float32"), read(folder, dtype="float32", bits=4)
+    assert set(bits_of(fewer).values()) == {4}
+    assert mx.allclose(hidden(fewer), hidden(once), atol=0.3).item()
+    assert not mx.allclose(hidden(fewer), hidden(once), atol=1e-3).item()
+
+
+def test_it_can_be_trained_further(tmp_path: Path) -> None:
+    folder = write(tmp_path, FIRST, COMMON)
+    draft = existing(folder, DraftConfig.from_dict(FIRST, "config"), None)
+    assert not bits_of(draft) and draft.dtype == mx.float32
+    stays = read(folder, dtype="float32")
+    assert mx.allclose(hidden(draft.prepare()), hidden(stays), rtol=1e-3, atol=1e-3).item()
 
 
 def test_codebooks_may_be_quantised_too(tmp_path: Path) -> None:

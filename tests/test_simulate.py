@@ -2,8 +2,12 @@
 
 import pytest
 
+from dflash_mlx.costs import Corrected, widths_of
+from dflash_mlx.width import Calibration, Policy
+
 from .measure import simulate
-from .measure.simulate import CURVES, RECORD, Always, Text, read, relative, seconds
+from .measure.replay import RECORD, Text, copied_tokens, oracle, read, seconds
+from .measure.simulate import CURVES, Always, relative
 
 
 @pytest.mark.parametrize("name", ["M4 Pro, 27B in 4 bits", "M4 Pro, 35B-A3B in 4 bits"])
@@ -22,7 +26,22 @@ def test_time_adds_up() -> None:
     # A draft, then rounds from places 0, 3 and 5: of 4 tokens, of 3, as more are not left, of 1.
     assert seconds(text, Always(4), curve) == pytest.approx(0.6 + 2.2 + 2.0 + 1.6)
     # The fastest way: three tokens in a round of 3, two in one of 2, the last one plainly.
-    assert simulate.oracle(text, curve) == pytest.approx(0.6 + 2.0 + 1.8 + 1.0)
+    assert oracle(text, curve, widths_of(8)) == pytest.approx(0.6 + 2.0 + 1.8 + 1.0)
+
+
+def test_copies_add_up() -> None:
+    # 1 2 3 comes again, and what followed it the first time; the draft never agrees.
+    ids = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6, 7]
+    text = Text("", 9, [[0.01] * 7] * 4, [0] * 4, ids)
+    assert copied_tokens(text) == [4, 3, 2, 1]
+    curve = relative({1: 1.0, 5: 1.5}, draft=10.0, host=0.1)
+    # One pass over the anchor and the three tokens that are left.
+    assert oracle(text, curve, widths_of(8), copies=(2, 3, 4)) == pytest.approx(1.375 + 0.1)
+    assert oracle(text, curve, widths_of(8)) == pytest.approx(4.0)
+    policy = Policy(Corrected(curve, still=True), (1, 2), Calibration(7), copies=(2, 3, 4))
+    taken = seconds(text, Always(1), curve, copies=policy)
+    # Always(1) pays for a draft in the first round, by which the policy learns what time is worth.
+    assert taken < 4 * curve.round(1, 0)
 
 
 def test_the_record_holds_every_kind() -> None:

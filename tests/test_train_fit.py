@@ -191,6 +191,9 @@ def test_every_target_has_a_config_for_a_new_draft(family: str) -> None:
     assert config.num_layers == 2 and not any(config.causal)
     both = new_config(CONFIGS[family], DraftSettings(dflash2=True, window=32), 63, family)
     assert DraftConfig.from_dict(both, family).dflash2 is not None
+    alone = DraftSettings(dflash2=True, convolutions=False, selector_rank=32)
+    extra = DraftConfig.from_dict(new_config(CONFIGS[family], alone, 63, family), family).dflash2
+    assert extra is not None and (extra.conv_kernel_size, extra.selector_rank) == (0, 32)
 
 
 def test_a_schedule_follows_from_its_seed() -> None:

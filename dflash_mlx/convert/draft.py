@@ -13,8 +13,7 @@ from ..checkpoint import check_names, read_config, read_tensors
 from ..config import DraftConfig
 from ..drafts import draft_for
 from ..drafts.dflash import DFlashDraft
-from ..drafts.quantised import is_quantised, quantise_as_stored
-from ..errors import UsageError
+from ..drafts.quantised import dequantise, is_quantised, quantise_as_stored
 from ..shards import SHARD_BYTES
 from .dialects import normalise, rename
 from .plan import Plan, Source, shard
@@ -40,7 +39,7 @@ def plan_draft(
     Raises:
         CheckpointError: files that are damaged, or not those of the draft that the config states.
         UnsupportedError: a draft that we do not run.
-        UsageError: bits for a draft that has few already.
+        UsageError: bits that fit no layer.
     """
     built = build_draft(source, recipe, target)
     arrays = {published_name(name): array for name, array in _parameters(built.network)}
@@ -88,13 +87,14 @@ def build_draft(
     network = draft_for(config.on_scaled_embeddings(embed_scale), vocabulary)
     stored = is_quantised(raw, source.name)
     if stored:
-        if recipe.quantises:
-            raise UsageError(f"{source.name} is quantised already; leave out --draft-bits")
         quantise_as_stored(network, raw, tensors.keys(), source.name)
     check_names(tensors, {n: a.shape for n, a in _parameters(network)}, source.name)
     network.load_weights(list(tensors.items()))
     network.set_dtype(_dtype(recipe, tensors))
-    return Built(network, raw, layout, {} if stored else quantise(network, recipe))
+    if stored and recipe.quantises:
+        dequantise(network)
+        raw = {k: v for k, v in raw.items() if k not in ("quantization", "quantization_config")}
+    return Built(network, raw, layout, quantise(network, recipe))
 
 
 def quantise(network: nn.Module, recipe: DraftRecipe) -> dict[str, int]:

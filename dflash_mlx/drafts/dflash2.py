@@ -7,6 +7,8 @@ tokens at each place a selector chooses one after another: the score of token b 
 the head's logit of b plus an inner product of small codebook vectors of a and b, weighed by the
 row's hidden state. Scores between all candidates of neighbouring places are computed at once,
 for every a what would follow it is chosen at once, and the path only follows these choices.
+
+The selector does without the convolutions, too: `conv_kernel_size` 0, which is our own.
 """
 
 from __future__ import annotations
@@ -147,6 +149,8 @@ class DFlash2Draft(DFlashDraft):
     def new_layer(self, config: DraftConfig, index: int) -> Layer:
         """One of the draft's layers."""
         assert config.dflash2 is not None
+        if config.dflash2.conv_kernel_size == 0:
+            return super().new_layer(config, index)
         return ConvolvedLayer(config, index, config.dflash2)
 
     def wanted(self, sampling: Sampling) -> Wanted | None:

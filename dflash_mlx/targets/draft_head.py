@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..drafts.shortlist import largest
 from ..kernels.choice import Kernels
 from ..kernels.head import Head
 from ..kernels.head_topk import TopK
@@ -49,11 +50,24 @@ class DraftHead:
         return logits
 
     def best(self, hidden: mx.array, count: int) -> TopK | None:
-        """As `Target.best`, among these tokens."""
-        if not isinstance(self._head, Head):
-            return None
-        found = self._head.best(hidden, min(count, len(self.ids)))
+        """As `Target.best`, among these tokens: where no kernel pays, too, as they are few."""
+        count = min(count, len(self.ids))
+        if isinstance(self._head, Head):
+            found = self._head.best(hidden, count)
+        else:
+            found = _largest(self._head(hidden), count)
         return found and found._replace(ids=self.ids[found.ids])
+
+
+def _largest(logits: mx.array, count: int) -> TopK:
+    """As `head_topk_reference`, without sorting all of each row [n, vocab]."""
+    logits = logits.astype(mx.float32)
+    if count == 1:
+        ids = mx.argmax(logits, -1, keepdims=True).astype(mx.int32)
+    else:
+        ids, values = largest(logits, count)
+        ids = mx.take_along_axis(ids, mx.argsort(-values, -1), -1)
+    return TopK(ids, mx.take_along_axis(logits, ids, -1), mx.logsumexp(logits, -1))
 
 
 def _rows_of(head: nn.Module, ids: mx.array) -> nn.Module:

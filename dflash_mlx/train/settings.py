@@ -68,6 +68,8 @@ class DraftSettings:
         mask_token: an id that no text contains.
         window: sliding window of all layers; unset lets them see everything.
         dflash2: whether it has convolutions and a selector.
+        convolutions: of DFlash 2; without them only the selector is added.
+        selector_rank: of DFlash 2, the width of the selector's codebooks.
         vocabulary: how many tokens it can propose, those that the texts have most of; unset lets
             it propose all. The head is the larger part of a small draft's pass.
     """
@@ -80,12 +82,17 @@ class DraftSettings:
     intermediate_size: int | None = None
     window: int | None = None
     dflash2: bool = False
+    convolutions: bool = True
+    selector_rank: int = 256
     vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         if not self.fresh and replace(self, start="target") != DraftSettings():
             raise UsageError(f"{self.start} has a shape of its own; set nothing else of the draft")
+        if not self.dflash2 and (not self.convolutions or self.selector_rank != 256):
+            raise UsageError("convolutions and selector_rank are DFlash 2's; set dflash2, too")
         _check("layers", self.layers, 1)
+        _check("selector_rank", self.selector_rank, 1)
         _check("block_size", self.block_size, 2, 64)
         if self.vocabulary is not None:
             _check("vocabulary", self.vocabulary, CANDIDATES)

@@ -17,13 +17,11 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import read_config
 from ..config import DFLASH_1, DFLASH_2, FULL, SLIDING, DraftConfig
 from ..drafts import draft_for
 from ..drafts.dflash import DFlashDraft
 from ..drafts.dflash2 import ConvolvedLayer, DFlash2Draft
-from ..drafts.quantised import is_quantised
-from ..errors import UnsupportedError, UsageError
+from ..errors import UsageError
 from ..fields import Fields
 from ..loading import read_draft
 from ..targets.base import Target, dense
@@ -96,7 +94,9 @@ def new_config(
         raw["draft_vocab_size"] = settings.vocabulary
     raw |= {field: text.raw[field] for field in COPIED if text.raw.get(field) is not None}
     if settings.dflash2:
-        raw["dflash_config"] |= DFLASH_2_FIELDS
+        raw["dflash_config"] |= DFLASH_2_FIELDS | {"selector_rank": settings.selector_rank}
+        if not settings.convolutions:
+            raw["dflash_config"] |= {"conv_kernel_size": 0}
     return raw
 
 
@@ -159,15 +159,9 @@ def frequent_tokens(documents: Sequence[Document], size: int, count: int) -> mx.
 
 
 def existing(folder: Path, config: DraftConfig, vocabulary: int | None) -> DFlashDraft:
-    """A draft that exists, to be trained further; its parameters become float32.
-
-    Raises:
-        UnsupportedError: it is quantised.
-    """
-    if is_quantised(read_config(folder), str(folder)):
-        raise UnsupportedError(f"{folder} is quantised; train the draft it was made from")
+    """A draft that exists, to be trained further; its parameters become float32."""
     draft = draft_for(config, vocabulary)
-    read = read_draft(folder, config, dtype="float32", vocabulary=vocabulary)
+    read = read_draft(folder, config, dtype="float32", vocabulary=vocabulary, dense=True)
     draft.load_weights(list(flat(read.parameters()).items()))
     mx.eval(draft.parameters())
     return draft
@@ -220,7 +214,8 @@ def _neutral(draft: DFlashDraft) -> None:
     if not isinstance(draft, DFlash2Draft):
         return
     for layer in draft.layers:
-        assert isinstance(layer, ConvolvedLayer)
+        if not isinstance(layer, ConvolvedLayer):
+            continue
         for conv in (layer.attention_conv, layer.mlp_conv):
             conv.base_kernel = mx.zeros_like(conv.base_kernel)
             conv.base_kernel[:, 0] = 1

@@ -55,23 +55,23 @@ ASKED_OF_CODE = (
 )
 # Sets of questions: file, how many, how they are asked.
 QUESTIONS = {
-    "NQ-open/combined": (1100, ("{q}?", "{q}")),
-    "TruthfulQA/combined": (500, ("{q}",)),
-    "healthsearchqa/test": (600, ("{q}",)),
-    "Fiqa/test": (450, ("{q}",)),
-    "CommonsenseQA/validation": (350, ("{q}\n{options}", "{q} Explain briefly.")),
-    "OpenBookQA/test": (200, ("{q}\n{options}\nWhich option is right, and why?",)),
-    "PIQA/validation": (600, ("How do I do this? {q}", "Give me step-by-step instructions: {q}")),
-    "SIQA/test": (400, ("{passage} {q}",)),
-    "ASDiv/test": (900, ("{passage} {q}", "{passage} {q} Explain your answer.")),
-    "HellaSwag/test": (400, ("Continue this text: {q}", "What happens next? {q}")),
+    "NQ-open/combined": (3500, ("{q}?", "{q}")),
+    "TruthfulQA/combined": (800, ("{q}",)),
+    "healthsearchqa/test": (3000, ("{q}",)),
+    "Fiqa/test": (640, ("{q}",)),
+    "CommonsenseQA/validation": (1200, ("{q}\n{options}", "{q} Explain briefly.")),
+    "OpenBookQA/test": (490, ("{q}\n{options}\nWhich option is right, and why?",)),
+    "PIQA/validation": (1500, ("How do I do this? {q}", "Give me step-by-step instructions: {q}")),
+    "SIQA/test": (1900, ("{passage} {q}",)),
+    "ASDiv/test": (2300, ("{passage} {q}", "{passage} {q} Explain your answer.")),
+    "HellaSwag/test": (2000, ("Continue this text: {q}", "What happens next? {q}")),
 }
 # Sets of longer texts: file, how many, the field, most words.
 PASSAGES = {
-    "BoolQ/combined": (1000, "passage", 90),
-    "XSum/test": (450, "document", 100),
-    "NarrativeQA/test": (450, "passage", 100),
-    "Quac/test": (350, "passage", 90),
+    "BoolQ/combined": (4000, "passage", 90),
+    "XSum/test": (1000, "document", 100),
+    "NarrativeQA/test": (1500, "passage", 100),
+    "Quac/test": (1000, "passage", 90),
 }
 PUZZLES = (
     "chain_sum",
@@ -145,7 +145,7 @@ def chat(draw: random.Random) -> Iterator[Prompt]:
 
     file = Path(chitchat_dataset.__file__).parent / "dataset.json"
     talks = list(json.loads(file.read_text(encoding="utf-8")).values())
-    for talk in draw.sample(talks, 1000):
+    for talk in draw.sample(talks, 3000):
         turns = [" ".join(message["text"] for message in turn) for turn in talk["messages"]]
         for turn in draw.sample(turns, min(2, len(turns))):
             if 5 <= len(turn.split()) <= 60:
@@ -156,7 +156,7 @@ def code(draw: random.Random) -> Iterator[Prompt]:
     """About functions of the standard library."""
     files = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
     files = [f for f in files if not {"site-packages", "test", "tests"} & set(f.parts)]
-    for file in draw.sample(files, min(500, len(files))):
+    for file in draw.sample(files, min(1500, len(files))):
         try:
             source = file.read_text(encoding="utf-8")
             functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
@@ -172,7 +172,7 @@ def code(draw: random.Random) -> Iterator[Prompt]:
                 yield "task", f"Write a {language} function for this: {summary}"
 
 
-def puzzles(count: int = 70) -> Iterator[Prompt]:
+def puzzles(count: int = 150) -> Iterator[Prompt]:
     import reasoning_gym
 
     for name in PUZZLES:
@@ -180,7 +180,7 @@ def puzzles(count: int = 70) -> Iterator[Prompt]:
             yield f"gym {name}", entry["question"]
 
 
-def topics(draw: random.Random, count: int = 3000) -> Iterator[Prompt]:
+def topics(draw: random.Random, count: int = 9000) -> Iterator[Prompt]:
     every = [(k, w, t) for k, ways in PATTERNS.items() for w in ways for t in TOPICS]
     for kind, way, topic in draw.sample(every, count):
         yield kind, way.format(topic)

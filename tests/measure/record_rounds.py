@@ -4,8 +4,8 @@
 
 The text is the target's greedy one, so it is the same whatever widths are verified. A block is
 drafted behind every token of it: with that, a round of any width from any place can be replayed.
-One line of JSON per answer: its kind, the length of its prompt, and per place the draft's
-probabilities and how many of the drafted tokens the text agrees with.
+One line of JSON per answer: its kind, the length of its prompt, the ids of both, and per place the
+draft's probabilities and how many of the drafted tokens the text agrees with.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def record(pair: Pair, prompt: list[int], tokens: int) -> dict[str, Any]:
         context.update(ahead.context)
         certainty.append([round(p / SCALE, 4) for p in ahead.packed.tolist()])
         agreed.append(leading(ahead.block.drafted.tolist(), text[place + 1 :]))
-    return {"prompt": len(prompt), "certainty": certainty[::-1], "agreed": agreed[::-1]}
+    found = {"prompt": len(prompt), "certainty": certainty[::-1], "agreed": agreed[::-1]}
+    return {**found, "ids": text}
 
 
 def leading(block: list[int], text: list[int]) -> int:

@@ -5,41 +5,26 @@
 `record_rounds` says what is in the record. Besides every fixed width and plain decoding there are
 the rules that others use: two sizes, switched by recent acceptance, and moving averages of
 acceptance per place times costs. The oracle knows what will be accepted and takes the fastest way
-through the text. The last line of stdout is one JSON document.
+through the text. Our policy and the oracle are played twice, with lookup drafts (`copies`) and
+without. The last line of stdout is one JSON document.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dflash_mlx.costs import Corrected, CostCurve, widths_of
 from dflash_mlx.width import Calibration, Policy
 
-RECORD = Path(__file__).parents[1] / "data" / "rounds.jsonl"
+from .replay import RECORD, Text, oracle, read, seconds
+
 BLOCK = 8
+WIDTHS, COPIES = widths_of(BLOCK), widths_of(2 * BLOCK)
 EARLY = 200
-SIZES = (10, 12, 7, 7, 8, 7, 8, 7)
-PIECE = 40  # tokens of one kind in the mixed text
-
-
-@dataclass(frozen=True)
-class Text:
-    kind: str
-    prompt: int
-    certainty: list[list[float]]
-    agreed: list[int]
-
-
-class Rule(Protocol):
-    def choose(self, certainty: Sequence[float], context: int, most: int) -> int: ...
-
-    def rest(self) -> int: ...
-
-    def learn(self, certainty: Sequence[float], verified: int, accepted: int) -> None: ...
+SIZES = (10, 12, 7, 7, 8, 7, 8, 7, 8, 8)
 
 
 def relative(at: dict[int, float], draft: float, host: float = 0.02) -> CostCurve:
@@ -65,45 +50,6 @@ CURVES = {
     # Where reading the weights is all, an estimate for 8 bits up to 16 rows.
     "weights read once": relative({1: 1, 16: 1.0}, 0.15),
 }
-
-
-def read(path: Path) -> dict[str, list[Text]]:
-    """Recorded texts by kind, and one that changes from kind to kind."""
-    kinds: dict[str, list[Text]] = {}
-    for line in path.read_text().splitlines():
-        text = Text(**json.loads(line))
-        kinds.setdefault(text.kind, []).append(text)
-    kinds["mixed"] = [mixed([text for texts in kinds.values() for text in texts])]
-    return kinds
-
-
-def mixed(texts: Sequence[Text]) -> Text:
-    """Pieces of all texts in turn."""
-    whole = Text("mixed", 100, [], [])
-    for first in range(0, max(len(t.agreed) for t in texts), PIECE):
-        for text in texts:
-            whole.certainty.extend(text.certainty[first : first + PIECE])
-            whole.agreed.extend(text.agreed[first : first + PIECE])
-    return whole
-
-
-def seconds(text: Text, rule: Rule, curve: CostCurve, end: int | None = None) -> float:
-    """What the first `end` tokens of a text take."""
-    place, taken, drafted = 0, 0.0, False
-    end = min(end or len(text.agreed), len(text.agreed))
-    while place < end:
-        context = text.prompt + place
-        if not drafted:
-            taken, drafted = taken + curve.drafting(context) + curve.host, True
-        width = rule.choose(text.certainty[place], context, len(text.agreed) - place)
-        if width == 0:
-            rest = min(rule.rest(), end - place)
-            place, taken, drafted = place + rest, taken + rest * curve.plain(context), False
-            continue
-        accepted = min(text.agreed[place], width - 1)
-        rule.learn(text.certainty[place], width - 1, accepted)
-        place, taken = place + accepted + 1, taken + curve.round(width, context)
-    return taken
 
 
 class Always:
@@ -154,7 +100,7 @@ class MovingAverage(Always):
         for place, chance in enumerate(self._chances):
             reached *= chance
             tokens[place + 2] = tokens[place + 1] + reached
-        widths = [w for w in widths_of(BLOCK) if w <= most]
+        widths = [w for w in WIDTHS if w <= most]
         return max(widths, key=lambda w: tokens[w] / self._curve.round(w, context))
 
     def learn(self, certainty: Sequence[float], verified: int, accepted: int) -> None:
@@ -162,52 +108,42 @@ class MovingAverage(Always):
             self._chances[place] += 0.1 * ((place < accepted) - self._chances[place])
 
 
-def oracle(text: Text, curve: CostCurve) -> float:
-    """The fastest way through a text, by dynamic programming from its end."""
-    count = len(text.agreed)
-    drafted, bare = [0.0] * (count + 1), [0.0] * (count + 1)
-    for place in range(count - 1, -1, -1):
-        context = text.prompt + place
-        rounds = [
-            curve.round(w, context) + drafted[place + min(text.agreed[place], w - 1) + 1]
-            for w in widths_of(BLOCK)
-            if w <= count - place
-        ]
-        plainly = curve.plain(context) + bare[place + 1]
-        bare[place] = min(plainly, curve.drafting(context) + curve.host + min(rounds))
-        drafted[place] = min(plainly, *rounds)
-    return bare[0]
-
-
-def ours(texts: Sequence[Text], curve: CostCurve, end: int | None = None) -> float:
+def ours(
+    texts: Sequence[Text], curve: CostCurve, end: int | None = None, copies: bool = False
+) -> float:
     """Our policy, new to the draft; what it learns goes on from answer to answer."""
-    calibration, costs = Calibration(BLOCK - 1), Corrected(curve, still=True)
-    return sum(
-        seconds(text, Policy(costs, widths_of(BLOCK), calibration), curve, end) for text in texts
-    )
+    calibration, costs, taken = Calibration(BLOCK - 1), Corrected(curve, still=True), 0.0
+    for text in texts:
+        policy = Policy(costs, WIDTHS, calibration, copies=COPIES if copies else ())
+        taken += seconds(text, policy, curve, end, policy if copies else None)
+    return taken
 
 
 def simulate(texts: Sequence[Text], curve: CostCurve) -> dict[str, Any]:
     """Tokens per plain token's time of every rule; how late we are after the first tokens."""
 
     def rate(run: Callable[[Text], float]) -> float:
-        return sum(len(t.agreed) for t in texts) / sum(map(run, texts)) * curve.plain(1)
+        return round(len_of(texts) / sum(map(run, texts)) * curve.plain(1), 3)
 
     def fixed(text: Text, width: int, end: int | None = None) -> float:
         if width:
             return seconds(text, Always(width), curve, end)
         return curve.plain(1) * min(end or len(text.agreed), len(text.agreed))
 
+    def ours_rate(copies: bool) -> float:
+        return round(len_of(texts) / ours(texts, curve, copies=copies) * curve.plain(1), 3)
+
     rates = {w: rate(lambda text, w=w: fixed(text, w)) for w in range(2, BLOCK + 1)}  # type: ignore[misc]
-    best = max(rates, key=rates.__getitem__)
     early = min(sum(fixed(t, w, EARLY) for t in texts[:1]) for w in (0, *rates))
     return {
-        "best_fixed": best,
-        "fixed": {w: round(r, 3) for w, r in rates.items()},
-        "two_sizes": round(rate(lambda text: seconds(text, TwoSizes(), curve)), 3),
-        "moving_average": round(rate(lambda text: seconds(text, MovingAverage(curve), curve)), 3),
-        "ours": round(len_of(texts) / ours(texts, curve) * curve.plain(1), 3),
-        "oracle": round(rate(lambda text: oracle(text, curve)), 3),
+        "best_fixed": max(rates, key=rates.__getitem__),
+        "fixed": rates,
+        "two_sizes": rate(lambda text: seconds(text, TwoSizes(), curve)),
+        "moving_average": rate(lambda text: seconds(text, MovingAverage(curve), curve)),
+        "ours": ours_rate(copies=False),
+        "oracle": rate(lambda text: oracle(text, curve, WIDTHS)),
+        "ours_copies": ours_rate(copies=True),
+        "oracle_copies": rate(lambda text: oracle(text, curve, WIDTHS, COPIES)),
         "late": round(ours(texts[:1], curve, EARLY) / early - 1, 3),
     }
 
@@ -226,7 +162,18 @@ def main() -> None:
         found = json.loads(args.measured.read_text())
         curves["this machine"] = CostCurve.from_dict(found["seconds"], str(args.measured))
     kinds, table = read(args.rounds), {}
-    heads = ("", "best fixed", "block", "two", "moving", "ours", "oracle", "late")
+    heads = (
+        "",
+        "best fixed",
+        "block",
+        "two",
+        "moving",
+        "ours",
+        "oracle",
+        "late",
+        "copies",
+        "oracle",
+    )
     print("".join(f"{head:>{size}}" for head, size in zip(heads, SIZES, strict=True)))
     for name, curve in curves.items():
         print(name)
@@ -237,6 +184,7 @@ def main() -> None:
                 f"  {kind:8}{row['fixed'][best]:9.2f}/{best} {row['fixed'][BLOCK]:7.2f}"
                 f"{row['two_sizes']:7.2f}{row['moving_average']:8.2f}{row['ours']:7.2f}"
                 f"{row['oracle']:8.2f}{row['late']:+7.1%}"
+                f"{row['ours_copies']:8.2f}{row['oracle_copies']:8.2f}"
             )
     print(json.dumps({"curves": table, "summary": summary(table)}))
 
@@ -252,6 +200,8 @@ def summary(table: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {
         "to_best_fixed_least": round(min(to_fixed), 3),
         "to_plain_least": round(min(row["ours"] for row in rows), 3),
+        "copies_to_plain_least": round(min(row["ours_copies"] for row in rows), 3),
+        "copies_to_without_least": round(min(row["ours_copies"] / row["ours"] for row in rows), 3),
         "to_oracle_mean": round(math.exp(sum(map(math.log, to_oracle)) / len(rows)), 3),
         "to_oracle_least": round(min(to_oracle), 3),
         "mixed_to_best_rule_least": round(min(ahead), 3),
