@@ -48,7 +48,7 @@ class Known:
 
 
 PAIRS = (
-    Known("HuggingFaceTB/SmolLM2-135M-Instruct", "", "llama", alias=EMBEDDED),
+    Known("HuggingFaceTB/SmolLM2-135M-Instruct", "", "llama", alias=EMBEDDED, kind=2),
     Known("Qwen/Qwen3-4B", "z-lab/Qwen3-4B-DFlash-b16", "qwen3", note=NO_THINKING),
     Known("Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16", "qwen3", note=NO_THINKING),
     Known(

@@ -268,8 +268,9 @@ def test_options_that_are_refused(options: dict[str, Any], message: str) -> None
 def test_the_embedded_draft_reads() -> None:
     folder = embedded_draft()
     config = DraftConfig.from_dict(json.loads((folder / "config.json").read_text()), "embedded")
-    network = read_draft(folder, config)
+    network = read_draft(folder, config, dense=True)
     vocabulary = network.vocabulary
-    assert vocabulary is not None and vocabulary.size == config.draft_vocab_size == 8192
+    assert vocabulary is not None and vocabulary.size == config.draft_vocab_size == 10240
     parameters = sum(v.size for _, v in tree_flatten(network.parameters()))
-    assert parameters - vocabulary.size == 12_280_704
+    books = 2 * config.vocab_size * 48
+    assert parameters - vocabulary.size == 12_280_704 + books + 48 * config.hidden_size

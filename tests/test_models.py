@@ -149,7 +149,7 @@ TABLE_80 = """\
 Apple M4 Max (metal), 48.0 GiB for models
 memory at 4096 tokens, targets as published, in bfloat16
 target                       kind      bf16 8-bit 4-bit memory fits  here
-smollm2-135m                 DFlash     0.3   0.2   0.1    0.9 yes   draft
+smollm2-135m                 DFlash 2   0.3   0.2   0.1    0.9 yes   draft
   in this package · 3 layers, block 4, 5 taps
 Qwen3-4B                     DFlash     8.5   5.0   3.1   10.1 yes   copy
   z-lab/Qwen3-4B-DFlash-b16 · 5 layers, block 16, 5 taps
@@ -162,7 +162,7 @@ Qwen3-Coder-Next             DFlash     149  79.7  42.6    158 4-bit no
 """
 LINES_120 = """\
 target                       draft                           kind layers block taps  bf16 8-bit 4-bit memory fits  here
-smollm2-135m                 in this package                    1      3     4    5   0.3   0.2   0.1    0.9 yes   draft
+smollm2-135m                 in this package                    2      3     4    5   0.3   0.2   0.1    0.9 yes   draft
 Qwen3.6-35B-A3B-DFlash2      incoai/Qwen3.6-35B-A3B-DFlash2     2      6     8    8  65.5  35.3  19.1   69.6 8-bit no
 gpt-oss-20b                  z-lab/gpt-oss-20b-DFlash           1      8     8    5 14.3*  12.7  11.9   15.7 yes   no
 Llama-3.1-8B-Instruct        z-lab/LLaMA3.1-8B-Instruct-DFl…    1      5    10    5  16.9   9.9   6.2   18.9 yes   no

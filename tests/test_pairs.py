@@ -6,6 +6,9 @@ import pytest
 
 from dflash_mlx.catalog import DRAFTS
 from dflash_mlx.catalog import TARGETS as SIZES
+from dflash_mlx.checkpoint import read_config
+from dflash_mlx.config import DFLASH_2
+from dflash_mlx.embedded import embedded_draft
 from dflash_mlx.pairs import PAIRS, find, names
 from dflash_mlx.targets import TARGETS
 
@@ -86,9 +89,12 @@ def test_families_are_supported() -> None:
 
 
 def test_kinds_follow_the_drafts_names() -> None:
-    assert {p.draft for p in PAIRS if p.kind == 2} == {
-        p.draft for p in PAIRS if p.draft.endswith("DFlash2")
+    published = [p for p in PAIRS if p.draft]
+    assert {p.draft for p in published if p.kind == 2} == {
+        p.draft for p in published if p.draft.endswith("DFlash2")
     }
+    own = read_config(embedded_draft())["architectures"]
+    assert [p.kind for p in PAIRS if not p.draft] == [2] and own == [DFLASH_2]
 
 
 def test_every_model_has_its_sizes_and_no_other() -> None:
