@@ -1,6 +1,6 @@
 """Records what the embedded draft proposes at every place of an answer, for the simulator.
 
-    python -m tests.measure.record_rounds tests/data/rounds.jsonl [--tokens 200] [--block 8]
+    python -m tests.measure.record_rounds tests/data/rounds.jsonl [--tokens 200] [--block 5]
 
 The text is the target's greedy one, so it is the same whatever widths are verified. A block is
 drafted behind every token of it: with that, a round of any width from any place can be replayed.
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--block", type=int, default=8)
+    parser.add_argument("--block", type=int, default=5)
     parser.add_argument("--kinds", default=",".join(KINDS))
     args = parser.parse_args()
     pair = load(quiet=True)

@@ -21,7 +21,7 @@ from dflash_mlx.width import Calibration, Policy
 
 from .replay import RECORD, Text, oracle, read, seconds
 
-BLOCK = 8
+BLOCK = 5
 WIDTHS, COPIES = widths_of(BLOCK), widths_of(2 * BLOCK)
 EARLY = 200
 SIZES = (10, 12, 7, 7, 8, 7, 8, 7, 8, 8)
