@@ -30,7 +30,7 @@ from dflash_mlx.options import Options
 from . import FAST_BLAS
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.json"
-DRAFT_BITS = (None, 8, 4, 3)
+DRAFT_BITS = (None, 4, 3)  # None: as stored, in 8
 
 
 def requests(pair: Pair, count: int) -> list[list[int]]:
