@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from dflash_mlx.checkpoint import read_config
+from dflash_mlx.checkpoint import read_config, read_tensors
 from dflash_mlx.cli import app
 from dflash_mlx.config import DraftConfig
 from dflash_mlx.loading import Pair, load, read_draft
@@ -16,6 +16,7 @@ from dflash_mlx.train import project as stages
 from dflash_mlx.train.project import Project
 from dflash_mlx.train.settings import FILE, read_settings
 
+from . import convert_cases as cases
 from .families import COMMON
 from .tiny import VOCAB, tiny_pair
 
@@ -140,17 +141,26 @@ def test_a_fit_keeps_its_settings(tiny: Pair, tmp_path: Path) -> None:
     assert "begun with other settings" in train("fit", out).stderr
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "in 8 bits"])
 def test_a_draft_is_trained_further(
-    tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: bool, tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train(*began(tmp_path, *SMALL)).exit_code == 0
+    (tmp_path / "s.toml").write_text("[draft]\nintermediate_size = 32\n")  # a whole group
+    assert train(*began(tmp_path, *SMALL, "--settings", tmp_path / "s.toml")).exit_code == 0
     first = (tmp_path / "out").rename(tmp_path / "first")
-    further = ["--start", str(first / "draft"), "--only", "lora", "--epochs", "1", "--packs", "1"]
+    bits = {"fc": 8, "attention": 8, "mlp": 8, "group_size": 32}
+    few = cases.convert(str(first / "draft"), tmp_path / "few", parts="draft", drafter=bits)
+    start = first / "draft" if whole else few
+    further = ["--start", str(start), "--only", "lora", "--epochs", "1", "--packs", "1"]
     rest = ["--max-tokens", "10", "--heldout", "0.3", "--eval-prompts", "2"]
     done = train(*began(tmp_path, *further, *rest))
     assert done.exit_code == 0, done.output
-    old, new = (read_config(folder / "draft") for folder in (first, tmp_path / "out"))
-    assert old == new
+    old, new = (read_config(folder) for folder in (start, tmp_path / "out" / "draft"))
+    assert "quantization" in old or whole
+    assert {k: v for k, v in old.items() if not k.startswith("quant")} | {"torch_dtype": None} == (
+        new | {"torch_dtype": None}
+    )
+    assert not [name for name in read_tensors(tmp_path / "out" / "draft") if "scales" in name]
 
 
 @pytest.mark.slow

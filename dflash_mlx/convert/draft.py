@@ -13,7 +13,7 @@ from ..checkpoint import check_names, read_config, read_tensors
 from ..config import DraftConfig
 from ..drafts import draft_for
 from ..drafts.dflash import DFlashDraft
-from ..drafts.quantised import dequantise, is_quantised, quantise_as_stored
+from ..drafts.quantised import dequantise, is_quantised, quantise_as_stored, without_bits
 from ..shards import SHARD_BYTES
 from .dialects import normalise, rename
 from .plan import Plan, Source, shard
@@ -93,7 +93,7 @@ def build_draft(
     network.set_dtype(_dtype(recipe, tensors))
     if stored and recipe.quantises:
         dequantise(network)
-        raw = {k: v for k, v in raw.items() if k not in ("quantization", "quantization_config")}
+        raw = without_bits(raw)
     return Built(network, raw, layout, quantise(network, recipe))
 
 

@@ -35,6 +35,11 @@ def is_quantised(raw: Mapping[str, Any], source: str) -> bool:
     return True
 
 
+def without_bits(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that says nothing of few bits any more."""
+    return {k: v for k, v in raw.items() if k not in ("quantization", "quantization_config")}
+
+
 def quantise_as_stored(
     network: nn.Module, raw: Mapping[str, Any], names: Collection[str], source: str
 ) -> None:

@@ -24,6 +24,7 @@ from ..checkpoint import read_config
 from ..config import DraftConfig
 from ..drafts import draft_for
 from ..drafts.dflash import DFlashDraft
+from ..drafts.quantised import without_bits
 from ..errors import UsageError
 from ..finding import find_draft, find_target
 from ..loading import Pair, load, read_draft
@@ -233,7 +234,7 @@ class Project:
     def _choose_config(self) -> dict[str, Any]:
         target, draft = self.settings.target, self.settings.draft
         if not draft.fresh:
-            return dict(read_config(find_draft(target.model, draft.start)[0]))
+            return without_bits(read_config(find_draft(target.model, draft.start)[0]))
         known = self.pair.tokenizer
         mask = draft.mask_token
         if mask is None:
