@@ -178,7 +178,7 @@ def negated(draft: DFlashDraft) -> None:
 def test_a_quantised_draft_that_proposes_other_tokens(bits: int, way: str) -> None:
     draft = in_bits(bits)
     negated(draft)
-    message = rf"the draft d quantised to {bits} bits proposes \d+ of 35 tokens.*50%.*{way}"
+    message = rf"the draft d quantised to {bits} bits proposes \d+ of 35 tokens.*35%.*{way}"
     with pytest.raises(UnsupportedError, match=message):
         check_draft(wide_target(), draft.prepare(), PROMPT, "d", lively, bits)
 
@@ -235,4 +235,4 @@ def test_the_embedded_draft_passes(how: dict[str, Any], monkeypatch: pytest.Monk
     monkeypatch.setattr("dflash_mlx.loading.check_draft", noted)
     load(quiet=True, **how)
     # The figures that justify `FLOOR`.
-    assert found[0].share > (0.6 if how.get("draft_bits") == 4 else 0.85)
+    assert found[0].share > (0.4 if how.get("draft_bits") == 4 else 0.85)

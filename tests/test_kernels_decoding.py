@@ -259,4 +259,4 @@ def test_the_embedded_pair_decodes_the_same(emulate: Any) -> None:
     emulate(Emulation())
     pair.kernels = Kernels("on", CHIP)
     assert decode(pair, prompt, max_tokens=8) == wanted
-    assert pair.kernels.proven == ["block_attention", "head_topk", "matmul_small"]
+    assert pair.kernels.proven == ["block_attention", "candidate_path", "head_topk", "matmul_small"]
