@@ -8,6 +8,9 @@ import mlx.core as mx
 import pytest
 
 from dflash_mlx.train.arrays import read_arrays
+from dflash_mlx.train.distributed import Group
+
+from .training import Training
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
@@ -20,7 +23,22 @@ def run(folder: Path, processes: int) -> tuple[list[str], Path]:
         command = [str(LAUNCH), "-n", str(processes), "--backend", "ring", "--", *command]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert (folder / "result.txt").is_file(), done.stdout + done.stderr
     return (folder / "result.txt").read_text().split(), folder
+
+
+class Follower(Group):
+    """The second of two processes, whose fellow has the same packs."""
+
+    @property
+    def rank(self) -> int:
+        return 1
+
+
+def test_only_one_process_writes(tmp_path: Path) -> None:
+    training = Training(tmp_path / "fit", count=3, epochs=1, pack_tokens=80, packs=1, anchors=4)
+    training.fit(group=Follower()).run()
+    assert not list((tmp_path / "fit").iterdir())
 
 
 @pytest.mark.slow

@@ -91,6 +91,8 @@ class Fit:
             bias_correction=True,
         )
         progress = state.restore(self.folder, self.draft, optimiser)
+        if group.leads:
+            state.forget_behind(self.folder, progress.step)
         while progress.step < self.schedule.steps and not self._given_up(progress):
             report = self._step(progress.step, optimiser, group)
             watch(report)

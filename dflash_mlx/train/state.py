@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -49,7 +50,7 @@ def save(folder: Path, draft: DFlashDraft, optimiser: optim.Optimizer, progress:
 
 
 def restore(folder: Path, draft: DFlashDraft, optimiser: optim.Optimizer) -> Progress:
-    """Take over the newest state and forget the log's steps behind it; nothing if there is none."""
+    """Take over the newest state; nothing if there is none."""
     states = sorted(folder.glob("state-*"))
     progress = Progress()
     if states:
@@ -57,11 +58,15 @@ def restore(folder: Path, draft: DFlashDraft, optimiser: optim.Optimizer) -> Pro
         optimiser.state = _tree(states[-1] / "optimiser.safetensors")
         progress = Progress(**json.loads((states[-1] / "progress.json").read_text("utf-8")))
         mx.eval(draft.parameters(), optimiser.state)
-    kept = [line for line in read_log(folder) if line["step"] <= progress.step]
+    return progress
+
+
+def forget_behind(folder: Path, step: int) -> None:
+    """Forget the log's lines of later steps; one process of a group does it."""
+    kept = [line for line in read_log(folder) if line["step"] <= step]
     temporary = folder / f".{LOG}"
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     temporary.replace(folder / LOG)
-    return progress
 
 
 def keep_settings(folder: Path, settings: Any) -> None:
@@ -73,7 +78,10 @@ def keep_settings(folder: Path, settings: Any) -> None:
     file, now = folder / "settings.json", json.dumps(settings)
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(now, encoding="utf-8")
+        # Whole at once, as every process of a group writes and reads it.
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(now, encoding="utf-8")
+        temporary.replace(file)
     elif file.read_text(encoding="utf-8") != now:
         raise UsageError(
             f"{folder} was begun with other settings of the draft or the fit; remove it to begin "
