@@ -307,7 +307,7 @@ def read_draft(
     network.load_weights(list(tensors.items()))
     network.set_dtype(_draft_dtype(network.dtype, dtype))
     if quantised and (dense or bits):
-        dequantise(network)
+        dequantise(network, network.dtype)
     if bits:
         quantise(network, bits)
     return network.prepare()

@@ -135,8 +135,16 @@ def test_as_stored(tmp_path: Path, raw: dict[str, Any], quantization: dict[str, 
     assert mx.allclose(hidden(draft), hidden(twin.prepare()), rtol=1e-3, atol=1e-3).item()
 
 
-def test_dense_layers_compute_the_same(tmp_path: Path) -> None:
-    folder = write(tmp_path, SECOND, COMMON | {BOOK: {"group_size": 64, "bits": 8}})
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        COMMON | {BOOK: {"group_size": 64, "bits": 8}},
+        {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    ],
+    ids=str,
+)
+def test_dense_layers_compute_the_same(tmp_path: Path, quantization: dict[str, Any]) -> None:
+    folder = write(tmp_path, SECOND, quantization)
     draft = read(folder, dtype="float32", dense=True)
     assert not bits_of(draft)
     stays = read(folder, dtype="float32")

@@ -92,7 +92,7 @@ def build_draft(
     network.load_weights(list(tensors.items()))
     network.set_dtype(_dtype(recipe, tensors))
     if stored and recipe.quantises:
-        dequantise(network)
+        dequantise(network, network.dtype)
         raw = without_bits(raw)
     return Built(network, raw, layout, quantise(network, recipe))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx_lm.utils import dequantize_model
 
 from ..errors import CheckpointError, UnsupportedError
 from ..fields import Fields
@@ -81,23 +81,9 @@ def quantise(network: nn.Module, bits: int) -> None:
     nn.quantize(network, group_size=GROUP_SIZE, bits=bits, class_predicate=chosen)
 
 
-def dequantise(network: nn.Module) -> None:
-    """Make plain layers of the quantised ones, in the type of their scales."""
-    for path, module in network.named_modules():
-        if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            continue
-        weight = mx.dequantize(
-            *(module["weight"], module.scales, module.get("biases")),
-            group_size=module.group_size,
-            bits=module.bits,
-            mode=module.mode,
-        ).astype(module.scales.dtype)
-        linear = isinstance(module, nn.QuantizedLinear)
-        plain = nn.Linear(1, 1, bias="bias" in module) if linear else nn.Embedding(1, 1)
-        plain.weight = weight
-        if "bias" in module:
-            plain.bias = module.bias
-        network.update_modules(tree_unflatten([(path, plain)]))
+def dequantise(network: nn.Module, dtype: mx.Dtype) -> None:
+    """Make plain layers of the quantised ones, to compute in `dtype`."""
+    dequantize_model(network).set_dtype(dtype)
 
 
 def _settings(stored: Mapping[str, Any], source: str) -> dict[str, Any]:
