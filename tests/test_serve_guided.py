@@ -81,7 +81,7 @@ def test_schemas_with_the_official_clients(url: str, temperature: float) -> None
             input="hello",
             text=flat,
             temperature=temperature,
-            reasoning={"effort": "low"},
+            reasoning={"effort": "none"},  # drawn at random, thoughts need not end in time
         )
         check(answer.output_text)
         assert answer.status == "completed"
