@@ -6,9 +6,9 @@ width w brings E(w) tokens on average, one and those that are kept, and takes T(
 `rate * T(w)` tokens could have been had. The width with the largest difference is chosen. Taking
 the largest quotient instead would value time by this block alone, as if all were as poor.
 
-Where even the best difference is negative by the rate of plain decoding, and has been for a
-while, the draft rests: tokens are decoded plainly, and now and then a block is drafted to see
-whether it promises more. Pure Python, no MLX.
+Where even the best difference is negative by the rate of plain decoding, and blocks have been
+good for no more lately, the draft rests: tokens are decoded plainly, and now and then a block is
+drafted to see whether it promises more. Pure Python, no MLX.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Protocol
 
 FORGET = 0.998  # of what calibration knows, kept per judged token
 ROUNDS = 24  # over about so many rounds the rate is averaged
-LOOKS = 10  # the same for what blocks promise
+LOOKS = 24  # the same for what blocks are good for
+BROUGHT = 0.5  # of that, what a round brought; the rest is what its block had promised
 FIRST_REST, LONGEST_REST = 8, 128  # tokens decoded plainly before the next look
 TRIED = 2  # first rounds that are verified whatever they promise
 LIMIT = 8.0  # log-odds beyond which a probability says no more
@@ -138,8 +139,8 @@ class Policy:
         self._calibration, self._ordered = calibration, ordered
         # Of rounds with the draft and rests, and of these with lookup drafts among them.
         self._rate, self._whole = Rate(), Rate()
-        self._takes = 0.0
-        self._gain = 0.0  # tokens that a round promised beyond plain decoding, on average
+        self._takes = self._plain = self._promised = 0.0  # of the round chosen last
+        self._gain = 0.0  # tokens that blocks are good for beyond plain decoding, on average
         self._rest, self._rested, self._blocks = FIRST_REST, 0, 0
 
     def choose(self, certainty: Sequence[float], context: int, most: int) -> int:
@@ -153,7 +154,7 @@ class Policy:
         widths = [w for w in self._widths if w <= most] or [1]
         takes = {w: self._costs.round(w, context) for w in widths}
         first = self._foreseen(certainty)
-        plain = 1 / self._costs.plain(context)
+        self._plain = plain = 1 / self._costs.plain(context)
         if not self._rate.known:
             likely = max(widths, key=lambda w: first[w] / takes[w])
             self._count(TRIED * first[likely], TRIED * takes[likely])
@@ -204,6 +205,9 @@ class Policy:
         """Take note of the round whose width was chosen last."""
         self._calibration.learn(certainty, verified, accepted)
         self._count(accepted + 1, self._takes)
+        # Promises alone would keep up a draft that is surer of this text than it should be.
+        brought = accepted + 1 - self._plain * self._takes
+        self._gain += BROUGHT * (brought - self._promised) / min(self._blocks, LOOKS)
         self._rested = 0
 
     def time(self, width: int, context: int, seconds: float, given: bool = False) -> None:
@@ -223,7 +227,7 @@ class Policy:
 
     def _promises(self, gain: float) -> bool:
         """Whether to go on drafting, where this block promises `gain` tokens beyond plain ones."""
-        self._blocks += 1
+        self._blocks, self._promised = self._blocks + 1, gain
         self._gain += (gain - self._gain) / min(self._blocks, LOOKS)
         # What is never verified teaches nothing: at first, and after long rests, try anyway.
         trying = self._calibration.rounds < TRIED or self._rested > LONGEST_REST

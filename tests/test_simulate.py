@@ -1,11 +1,14 @@
 """What the simulator says of the policy on recorded rounds; docs/tune.md has the figures."""
 
+import random
+
 import pytest
 
 from dflash_mlx.costs import Corrected, widths_of
 from dflash_mlx.width import Calibration, Policy
 
 from .measure import simulate
+from .measure.hindsight import hindsight
 from .measure.replay import RECORD, Text, copied_tokens, oracle, read, seconds
 from .measure.simulate import CURVES, Always, relative
 
@@ -18,6 +21,22 @@ def test_the_policy_against_other_rules(name: str) -> None:
     assert found["to_plain_least"] > 0.95
     assert found["mixed_to_best_rule_least"] > 1.0
     assert found["to_oracle_mean"] > 0.77
+    assert found["to_hindsight_mean"] > 0.97
+    assert found["to_hindsight_least"] > 0.93
+
+
+def test_hindsight_stands_between_ours_and_the_oracle() -> None:
+    """Probabilities that say nothing are worth one width for all; true ones more, never all."""
+    rng = random.Random(2)
+    agreed = [rng.choice((0, 0, 0, 4)) for _ in range(400)]
+    blind = Text("", 0, [[0.5] * 4] * 400, agreed)
+    told = Text("", 0, [[0.9 if i < a else 0.1 for i in range(4)] for a in agreed], agreed)
+    curve, widths = relative({1: 1.0, 5: 1.6}, draft=0.1), widths_of(5)
+    best = oracle(blind, curve, widths)
+    taken = [hindsight([text], curve, widths, 400 / best) for text in (blind, told)]
+    one_for_all = min(seconds(blind, Always(w), curve) for w in widths)
+    assert taken[0] > 0.98 * min(one_for_all, 400 * curve.plain(0))
+    assert best <= taken[1] < 0.9 * taken[0]
 
 
 def test_time_adds_up() -> None:

@@ -138,6 +138,23 @@ def test_a_block_that_promises_more_ends_the_rest() -> None:
     assert chooser.rest() == FIRST_REST
 
 
+def test_promises_that_are_not_kept_do_not_carry_poor_blocks() -> None:
+    """Every third block promises much; where it brings nothing, the draft rests behind it."""
+    good, poor = [0.9] * 3, [0.2] * 3
+
+    def widths(accepted: int) -> list[int]:
+        chooser, found = policy(linear(4, 0.2, 0.2)), []
+        for certainty in (good, poor, poor) * 3:
+            width = chooser.choose(certainty, 100, 4)
+            if width:
+                chooser.learn(certainty, width - 1, min(accepted, width - 1))
+            found.append(width)
+        return found
+
+    assert 0 not in widths(accepted=3)
+    assert 0 in widths(accepted=0)
+
+
 def test_the_first_rounds_of_a_new_draft_are_tried() -> None:
     chooser = policy(linear(4, 1.0, 0.5), learned=0)
     for _ in range(TRIED):
@@ -185,11 +202,12 @@ def test_close_to_the_best_fixed_width_or_plain_decoding(per_token: float) -> No
                 place, seconds = place + rest, seconds + rest + (0.2 if choose is None else 0)
                 continue
             accepted = min(kept, width - 1)
-            chooser.learn(certainty, width - 1, accepted)
+            if choose is None:
+                chooser.learn(certainty, width - 1, accepted)
             place, seconds = place + accepted + 1, seconds + curve.round(width, 1)
         return place / seconds
 
     best = max(rate(width) for width in range(9))
     assert rate(None) > 0.97 * best
     if per_token in (0.15, 0.6):
-        assert rate(None) > 1.03 * best
+        assert rate(None) > 1.02 * best

@@ -1,12 +1,12 @@
 """The embedded pair beside mlx-lm: same ids, tokens per round, speed as ratios.
 
-    python -m tests.measure.embedded [--prompts 40] [--tokens 128] [--blocks 4,8,auto]
+    python -m tests.measure.embedded [--prompts 40] [--tokens 128] [--blocks 4,8,auto] [--repeats 1]
 
 Every prompt is answered by stock mlx-lm, by our plain decoding and by DFlash, in turn, in one
 process and in float32. Prompts are of kinds the draft was trained on (`heldout`) and of kinds it
-never saw (`ood`); none of them was trained on. Before anything is timed, every way answers once,
-which with block "auto" measures the passes of this machine. The last line of stdout is one JSON
-document.
+never saw (`ood`); none of them was trained on. Ratios are medians over prompts and repeats. Before
+anything is timed, every way answers once, which with block "auto" measures the passes of this
+machine. The last line of stdout is one JSON document.
 """
 
 import argparse
@@ -53,6 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--stride", type=int, default=1, help="take every n-th prompt")
+    parser.add_argument("--kinds", help="of prompts, with commas between; all if not given")
+    parser.add_argument("--repeats", type=int, default=1, help="how often all ways take turns")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--blocks", default="4,8")
     args = parser.parse_args()
@@ -61,7 +63,9 @@ def main() -> None:
     rows = []
     items = json.loads(PROMPTS.read_text())
     every_way(pair, items[-1], WARM_TOKENS, blocks)
-    for item in items[:: args.stride][: args.prompts]:
+    wanted = args.kinds.split(",") if args.kinds else {item["kind"] for item in items}
+    chosen = [item for item in items if item["kind"] in wanted]
+    for item in chosen[:: args.stride][: args.prompts] * args.repeats:
         done = every_way(pair, item, args.tokens, blocks)
         same = all(run["ids"] == done["mlx_lm"]["ids"] for run in done.values())
         rows.append({"split": item["split"], "kind": item["kind"], "same": same, "runs": done})
@@ -84,7 +88,7 @@ def every_way(
 
 def summary(rows: list[dict[str, Any]], blocks: Sequence[Block]) -> dict[str, Any]:
     result: dict[str, Any] = {
-        "prompts": len(rows),
+        "answers": len(rows),
         "identical": sum(row["same"] for row in rows),
         "openblas": FAST_BLAS,
         "mlx": mx.__version__,
@@ -112,7 +116,7 @@ def pooled(rows: list[dict[str, Any]], name: str) -> float:
 
 
 def ratio(rows: list[dict[str, Any]], a: str, b: str) -> float:
-    """Median over prompts of the ratio of decode speeds."""
+    """Median over prompts and repeats of the ratio of decode speeds."""
     ratios = [row["runs"][a]["rate"] / row["runs"][b]["rate"] for row in rows]
     return round(statistics.median(ratios), 3)
 

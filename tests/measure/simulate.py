@@ -5,8 +5,9 @@
 `record_rounds` says what is in the record. Besides every fixed width and plain decoding there are
 the rules that others use: two sizes, switched by recent acceptance, and moving averages of
 acceptance per place times costs. The oracle knows what will be accepted and takes the fastest way
-through the text. Our policy and the oracle are played twice, with lookup drafts (`copies`) and
-without. The last line of stdout is one JSON document.
+through the text; `hindsight` is what can be had at most without knowing it. Our policy and the
+oracle are played twice, with lookup drafts (`copies`) and without. The last line of stdout is one
+JSON document.
 """
 
 import argparse
@@ -19,12 +20,13 @@ from typing import Any
 from dflash_mlx.costs import Corrected, CostCurve, widths_of
 from dflash_mlx.width import Calibration, Policy
 
+from .hindsight import hindsight
 from .replay import RECORD, Text, oracle, read, seconds
 
 BLOCK = 5
 WIDTHS, COPIES = widths_of(BLOCK), widths_of(2 * BLOCK)
 EARLY = 200
-SIZES = (10, 12, 7, 7, 8, 7, 8, 7, 8, 8)
+SIZES = (10, 12, 7, 7, 8, 7, 10, 8, 7, 8, 8)
 
 
 def relative(at: dict[int, float], draft: float, host: float = 0.02) -> CostCurve:
@@ -134,6 +136,8 @@ def simulate(texts: Sequence[Text], curve: CostCurve) -> dict[str, Any]:
         return round(len_of(texts) / ours(texts, curve, copies=copies) * curve.plain(1), 3)
 
     rates = {w: rate(lambda text, w=w: fixed(text, w)) for w in range(2, BLOCK + 1)}  # type: ignore[misc]
+    fastest = rate(lambda text: oracle(text, curve, WIDTHS))
+    made = hindsight(texts, curve, WIDTHS, fastest / curve.plain(1))
     early = min(sum(fixed(t, w, EARLY) for t in texts[:1]) for w in (0, *rates))
     return {
         "best_fixed": max(rates, key=rates.__getitem__),
@@ -141,7 +145,8 @@ def simulate(texts: Sequence[Text], curve: CostCurve) -> dict[str, Any]:
         "two_sizes": rate(lambda text: seconds(text, TwoSizes(), curve)),
         "moving_average": rate(lambda text: seconds(text, MovingAverage(curve), curve)),
         "ours": ours_rate(copies=False),
-        "oracle": rate(lambda text: oracle(text, curve, WIDTHS)),
+        "hindsight": round(len_of(texts) / made * curve.plain(1), 3),
+        "oracle": fastest,
         "ours_copies": ours_rate(copies=True),
         "oracle_copies": rate(lambda text: oracle(text, curve, WIDTHS, COPIES)),
         "late": round(ours(texts[:1], curve, EARLY) / early - 1, 3),
@@ -150,6 +155,10 @@ def simulate(texts: Sequence[Text], curve: CostCurve) -> dict[str, Any]:
 
 def len_of(texts: Sequence[Text]) -> int:
     return sum(len(t.agreed) for t in texts)
+
+
+def mean(ratios: Sequence[float]) -> float:
+    return round(math.exp(sum(map(math.log, ratios)) / len(ratios)), 3)
 
 
 def main() -> None:
@@ -169,6 +178,7 @@ def main() -> None:
         "two",
         "moving",
         "ours",
+        "hindsight",
         "oracle",
         "late",
         "copies",
@@ -183,7 +193,7 @@ def main() -> None:
             print(
                 f"  {kind:8}{row['fixed'][best]:9.2f}/{best} {row['fixed'][BLOCK]:7.2f}"
                 f"{row['two_sizes']:7.2f}{row['moving_average']:8.2f}{row['ours']:7.2f}"
-                f"{row['oracle']:8.2f}{row['late']:+7.1%}"
+                f"{row['hindsight']:10.2f}{row['oracle']:8.2f}{row['late']:+7.1%}"
                 f"{row['ours_copies']:8.2f}{row['oracle_copies']:8.2f}"
             )
     print(json.dumps({"curves": table, "summary": summary(table)}))
@@ -194,6 +204,7 @@ def summary(table: dict[str, dict[str, Any]]) -> dict[str, float]:
     rows = [row for kinds in table.values() for row in kinds.values()]
     to_fixed = [row["ours"] / row["fixed"][row["best_fixed"]] for row in rows]
     to_oracle = [row["ours"] / row["oracle"] for row in rows]
+    to_hindsight = [row["ours"] / row["hindsight"] for row in rows]
     mixed_text = [kinds["mixed"] for kinds in table.values()]
     rivals = [max(*m["fixed"].values(), m["two_sizes"], m["moving_average"]) for m in mixed_text]
     ahead = [m["ours"] / rival for m, rival in zip(mixed_text, rivals, strict=True)]
@@ -202,8 +213,12 @@ def summary(table: dict[str, dict[str, Any]]) -> dict[str, float]:
         "to_plain_least": round(min(row["ours"] for row in rows), 3),
         "copies_to_plain_least": round(min(row["ours_copies"] for row in rows), 3),
         "copies_to_without_least": round(min(row["ours_copies"] / row["ours"] for row in rows), 3),
-        "to_oracle_mean": round(math.exp(sum(map(math.log, to_oracle)) / len(rows)), 3),
+        "to_oracle_mean": mean(to_oracle),
         "to_oracle_least": round(min(to_oracle), 3),
+        "to_hindsight_mean": mean(to_hindsight),
+        "to_hindsight_least": round(min(to_hindsight), 3),
+        "hindsight_to_oracle_mean": mean([row["hindsight"] / row["oracle"] for row in rows]),
+        "hindsight_to_oracle_least": round(min(r["hindsight"] / r["oracle"] for r in rows), 3),
         "mixed_to_best_rule_least": round(min(ahead), 3),
         "late_most": max(row["late"] for row in rows),
     }
