@@ -101,12 +101,12 @@ class ChatOptions:
 
     def generation(self, sampling: SamplingOptions, speculation: SpeculationOptions) -> Options:
         """The library's form of the options."""
-        from dflash_mlx.options import Options
+        from dflash_mlx.options import AUTO, Options
 
         return Options(
             max_tokens=self.max_tokens,
             sampling=sampling.sampling(),
-            block=width(speculation.block),
+            block=AUTO if speculation.block is None else width(speculation.block),
             lookup=speculation.lookup,
             stop=tuple(self.stop or ()),
             seed=sampling.seed,

@@ -232,8 +232,8 @@ class SpeculationOptions:
         str | None,
         _speculation(
             "--block",
-            help="Tokens verified per round, or auto: as many as promise to pay; by default the "
-            "draft's own number",
+            help="Tokens verified per round, or auto: as many as promise to pay; by default auto "
+            "in chat, else the draft's own number",
             metavar="N",
         ),
     ] = None

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def make_ready(pair: Pair, options: Options, screen: Screen) -> None:
     """With block "auto", measure rounds of this pair, once per machine."""
-    if options.block != "auto" or pair.draft is None or pair.ranks.size > 1:
+    if options.block != "auto" or pair.draft is None or options.guide is not None:
+        return  # no width is chosen
+    if pair.ranks.size > 1:
         return  # several processes measure in their first answer, where all of them are
     from dflash_mlx.tune.choose import costs_of
 

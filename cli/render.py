@@ -150,7 +150,7 @@ def status(stats: Stats, finish_reason: str | None) -> str:
     if stats.drafted:
         parts.append(f"{stats.tokens_per_round:.2f} tokens/round in {count(stats.rounds, 'round')}")
     else:
-        parts.append(f"{count(stats.generated_tokens, 'token')}, no draft")
+        parts.append(f"{count(stats.generated_tokens, 'token')}, none drafted")
     parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens cached")
     if finish_reason != "stop":
         parts.append("cut at the token limit" if finish_reason else "stopped")

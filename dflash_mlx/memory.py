@@ -64,6 +64,10 @@ class Memory:
             self._scores(prompt),
         )
 
+    def fits(self, tokens: int, prompt: int) -> bool:
+        """Whether that may be used."""
+        return self.need(tokens, prompt).total <= self.usable
+
     def chunk(self, wanted: int, prompt: int) -> int:
         """Tokens of a prefill pass: `wanted`, or fewer where attention would hold too much."""
         if self.fused:
@@ -80,9 +84,9 @@ class Memory:
         Raises:
             UsageError: with the numbers, and what would fit.
         """
-        need = self.need(prompt + answer, prompt)
-        if need.total <= self.usable:
+        if self.fits(prompt + answer, prompt):
             return
+        need = self.need(prompt + answer, prompt)
         ways = list(self._ways(prompt, answer)) or ["a smaller model or --bits 4"]
         raise UsageError(
             f"a prompt of {prompt} tokens and an answer of {answer} need {_size(need.total)} "
@@ -105,7 +109,7 @@ class Memory:
             spanned += [(f"{w} {window}", replace(m, span=Span(SHORTER, 4))) for w, m in others]
             others = spanned + others
         for way, memory in others:
-            if memory.need(prompt + answer, prompt).total <= self.usable:
+            if memory.fits(prompt + answer, prompt):
                 yield way
         shorter = self._most(prompt, answer)
         if shorter:
@@ -116,7 +120,7 @@ class Memory:
         low, high = 0, prompt
         while high - low > 1:
             middle = (low + high) // 2
-            fits = self.need(middle + answer, middle).total <= self.usable
+            fits = self.fits(middle + answer, middle)
             low, high = (middle, high) if fits else (low, middle)
         return low
 

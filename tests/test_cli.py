@@ -197,7 +197,7 @@ def test_thinking_goes_to_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     # The template opens the block and the model never closes it.
     pair = tiny_pair(PLAIN.replace("<|assistant|>{% endif", "<think>{% endif"), thinking=True)
     run = running(monkeypatch, pair)
-    result = run("-p", "hello")
+    result = run("-p", "hello", "--block", "4")
     assert result.stdout == ""
     thought, figures = result.stderr.rstrip().rsplit("\n", 1)
     assert thought and "tokens/round" in figures

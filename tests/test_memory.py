@@ -20,11 +20,13 @@ from dflash_mlx.pairs import PAIRS
 from dflash_mlx.session import Session
 from dflash_mlx.span import Span
 from dflash_mlx.targets import family_of, target_for
+from dflash_mlx.tune.measure import measure
 
 from .families import draft_config, language_model, make_pair, prompt_of, random_draft
 from .reduced import CONFIGS
 from .test_catalog import held
 from .test_kv_quantised import model_of
+from .tiny import tiny_pair
 
 # As Qwen3-8B in 4 bits with its draft on a Mac of 32 GB.
 LARGE = Memory(
@@ -45,6 +47,17 @@ def refusal(memory: Memory, prompt: int, answer: int = 1000) -> str:
     with pytest.raises(UsageError) as error:
         memory.check(prompt, answer)
     return str(error.value)
+
+
+def test_rounds_are_measured_where_there_is_room() -> None:
+    pair = tiny_pair(max_context=8192)
+    for fused in (True, False):
+        memory = replace(LARGE, fused=fused)
+        pair.memory = replace(memory, usable=memory.need(1000, 1).total)
+        assert measure(pair, (40, 4096), 1).contexts == (40,)
+    pair.memory = replace(LARGE, usable=LARGE.target)
+    with pytest.raises(UsageError, match="no room for a text of 40 tokens to be measured at"):
+        measure(pair, (40, 4096), 1)
 
 
 def test_what_fits_is_not_refused() -> None:

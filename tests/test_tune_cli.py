@@ -9,7 +9,11 @@ from typer.testing import CliRunner
 
 from dflash_mlx import loading
 from dflash_mlx.cli import app
+from dflash_mlx.cli.ready import make_ready
+from dflash_mlx.cli.render import Screen
 from dflash_mlx.doctor import examine
+from dflash_mlx.guide import Guide
+from dflash_mlx.options import AUTO, Options
 from dflash_mlx.tune import measure, store
 from dflash_mlx.tune.store import Record, setting_of, write
 
@@ -104,9 +108,27 @@ def test_an_answer_with_widths_of_its_own() -> None:
     found = json.loads(done.stdout)
     assert sum(found["widths"].values()) == found["rounds"]
     assert set(map(int, found["widths"])) <= {1, 2, 3, 4}
-    fixed = json.loads(command("chat", "-p", "hello", "--json", "-n", "30").stdout)
+    whole = command("chat", "-p", "hello", "--block", "4", "--json", "-n", "30")
+    fixed = json.loads(whole.stdout)
     assert found["token_ids"] == fixed["token_ids"]
     assert fixed["widths"] == {"4": fixed["rounds"]}
+    unsaid = json.loads(command("chat", "-p", "hello", "--json", "-n", "30").stdout)
+    assert unsaid["token_ids"] == fixed["token_ids"]
+    assert unsaid["widths"] == found["widths"]
+
+
+def test_nothing_is_measured_where_no_width_is_chosen() -> None:
+    guided = Options(block=AUTO, guide=Guide.json_schema('{"type": "object"}'))
+    screen = Screen(quiet=True)
+    for pair, options in (
+        (tiny_pair(), guided),
+        (tiny_pair(draft=False), Options(block=AUTO)),
+        (tiny_pair(), Options()),
+    ):
+        make_ready(pair, options, screen)
+    assert list(store.records()) == []
+    make_ready(tiny_pair(), Options(block=AUTO), screen)
+    assert len(list(store.records())) == 1
 
 
 def test_a_width_that_is_neither() -> None:

@@ -39,8 +39,8 @@ def measure(
 
     Args:
         pair: with a draft.
-        contexts: lengths of the text to measure at, ascending; those the model cannot hold are
-            left out.
+        contexts: lengths of the text to measure at, ascending; those the model or the memory
+            cannot hold are left out.
         repeats: rounds of each kind that count, besides one that warms up.
         progress: called with rounds done and to do.
         limit: seconds after which rounds that have counted FEWEST times are not repeated.
@@ -51,10 +51,17 @@ def measure(
     if pair.draft is None:
         raise UsageError("without a draft there is nothing to tune; name one with --draft")
     block = pair.draft.config.block_size
-    fitting = [c for c in contexts if c + 2 * block <= pair.max_context]
-    if not fitting:
+    held = [c for c in contexts if c + 2 * block <= pair.max_context]
+    if not held:
         raise UsageError(
             f"the context of {pair.name} holds {pair.max_context} tokens; give a shorter length"
+        )
+    memory = pair.memory
+    fitting = [c for c in held if memory is None or memory.fits(c + 2 * block, 1)]
+    if not fitting:
+        raise UsageError(
+            f"{pair.name} has no room for a text of {held[0]} tokens to be measured at; give a "
+            "shorter length, --bits 4 or --kv-bits 8"
         )
     kinds = (PLAIN, 0, *widths_of(block))
     total, done = len(fitting) * (repeats + 1) * len(kinds), 0
