@@ -28,11 +28,11 @@ from dflash_mlx.targets import target_for
 from dflash_mlx.targets.rotation import Rotation
 
 from .convert_cases import DRAFT, TALKING, write_draft, write_talking_target
+from .ports import free_ports, launched
 from .reduced import CONFIGS, HIDDEN, build
 from .several_ranks import everything
 
 ROOT = Path(__file__).parents[1]
-LAUNCH = Path(sys.executable).with_name("mlx.launch")
 COMMAND = str(Path(sys.executable).with_name("dflash-mlx"))
 Done = tuple[int, str, str]
 
@@ -136,14 +136,6 @@ def test_options_travel_as_json() -> None:
     assert Options.from_dict(json.loads(json.dumps(options.as_dict()))) == options
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def started(
     folder: Path, command: Sequence[str], folders: Sequence[Path]
 ) -> list[subprocess.Popen[str]]:
@@ -197,7 +189,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def launch(*arguments: str, lines: str = "") -> Done:
     """A command by `mlx.launch -n 2`, whose stdin stays open as a terminal's does."""
-    command = [str(LAUNCH), "-n", "2", "--backend", "ring", "--", COMMAND, *arguments]
+    command = launched(2, COMMAND, *arguments)
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as running:
         assert running.stdin and running.stdout and running.stderr

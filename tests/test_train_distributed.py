@@ -10,17 +10,17 @@ import pytest
 from dflash_mlx.train.arrays import read_arrays
 from dflash_mlx.train.distributed import Group
 
+from .ports import launched
 from .training import Training
 
 ROOT = Path(__file__).parents[1]
-LAUNCH = Path(sys.executable).with_name("mlx.launch")
 
 
 def run(folder: Path, processes: int) -> tuple[list[str], Path]:
     folder.mkdir()
     command = [sys.executable, "-m", "tests.train_ranks", str(folder)]
     if processes > 1:
-        command = [str(LAUNCH), "-n", str(processes), "--backend", "ring", "--", *command]
+        command = launched(processes, *command)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (folder / "result.txt").is_file(), done.stdout + done.stderr
