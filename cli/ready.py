@@ -17,10 +17,12 @@ def make_ready(pair: Pair, options: Options, screen: Screen) -> None:
     """With block "auto", measure rounds of this pair, once per machine."""
     if options.block != "auto" or pair.draft is None or options.guide is not None:
         return  # no width is chosen
-    if pair.ranks.size > 1:
-        return  # several processes measure in their first answer, where all of them are
-    from dflash_mlx.tune.choose import costs_of
+    from dflash_mlx.tune.choose import costs_of, stored
 
+    if pair.ranks.size > 1:  # they measure in their first answer, where all of them are
+        if pair.costs is None and stored(pair) is None:
+            screen.note("the first answer begins by measuring rounds, once")
+        return
     with Measuring(screen) as bar:
         costs_of(pair, bar)
 

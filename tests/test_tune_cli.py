@@ -11,9 +11,11 @@ from dflash_mlx import loading
 from dflash_mlx.cli import app
 from dflash_mlx.cli.ready import make_ready
 from dflash_mlx.cli.render import Screen
+from dflash_mlx.costs import Corrected
 from dflash_mlx.doctor import examine
 from dflash_mlx.guide import Guide
 from dflash_mlx.options import AUTO, Options
+from dflash_mlx.ranks import Ranks
 from dflash_mlx.tune import measure, store
 from dflash_mlx.tune.store import Record, setting_of, write
 
@@ -129,6 +131,20 @@ def test_nothing_is_measured_where_no_width_is_chosen() -> None:
     assert list(store.records()) == []
     make_ready(tiny_pair(), Options(block=AUTO), screen)
     assert len(list(store.records())) == 1
+
+
+def test_several_processes_are_told_what_their_first_answer_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pair, auto = tiny_pair(), Options(block=AUTO)
+    pair.target.ranks = Ranks()
+    pair.ranks.size = 2
+    make_ready(pair, auto, Screen())
+    assert capsys.readouterr().err == "the first answer begins by measuring rounds, once\n"
+    assert list(store.records()) == []
+    pair.costs = Corrected(linear(4, 0.1))
+    make_ready(pair, auto, Screen())
+    assert capsys.readouterr().err == ""
 
 
 def test_a_width_that_is_neither() -> None:

@@ -19,7 +19,7 @@ def costs_of(pair: Pair, progress: Progress | None = None) -> Corrected:
     """What rounds of `pair` take: known already, stored, or measured now and stored."""
     ranks = pair.ranks
     if pair.costs is None or ranks.size > 1:
-        curve = pair.costs.curve if pair.costs else _stored(pair)
+        curve = pair.costs.curve if pair.costs else stored(pair)
         if ranks.agree(curve is None):
             curve = measure(pair, progress=progress, limit=FIRST_USE)
             ranks.together(partial(_keep, pair, curve))
@@ -36,7 +36,7 @@ def _keep(pair: Pair, curve: CostCurve) -> None:
         write(Record(setting_of(pair), curve))
 
 
-def _stored(pair: Pair) -> CostCurve | None:
+def stored(pair: Pair) -> CostCurve | None:
     """What was measured of `pair` before, on this machine as it is."""
     setting = setting_of(pair)
     record = read(setting.file)
