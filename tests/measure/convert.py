@@ -30,7 +30,8 @@ from dflash_mlx.options import Options
 from . import FAST_BLAS
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.json"
-DRAFT_BITS = (None, 4, 3)  # None: as stored, in 8
+AS_STORED = 8  # bits of the draft in the package
+DRAFT_BITS = (None, 4, 3)  # None: as stored
 
 
 def requests(pair: Pair, count: int) -> list[list[int]]:
@@ -85,7 +86,7 @@ def main() -> None:
         for draft_bits in DRAFT_BITS:
             how = DraftRecipe.of(draft_bits)
             tau = tokens_per_round(pair.target, converted_draft(draft, how, raw, pair), read)
-            row |= {"draft_bits": draft_bits or 16, "tau": round(tau, 3)}
+            row |= {"draft_bits": draft_bits or AS_STORED, "tau": round(tau, 3)}
             with tempfile.TemporaryDirectory() as scratch:
                 out = Path(scratch) / "pair"
                 request = Request("smollm2-135m", out, target=recipe, drafter=how)
