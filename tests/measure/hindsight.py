@@ -1,10 +1,10 @@
 """How near to the oracle any rule comes that knows the draft's probabilities and no more.
 
-The oracle knows what will be accepted. What can be had without that knowledge is bounded from
-above here by a rule that is made for one text, with its answers at hand: chances by a logistic
-regression that was fitted to this very text, what time is worth, when to rest and for how long
-by trying all of them and keeping the best. A rule that meets the text for the first time has none
-of this.
+The oracle knows what will be accepted. How much can be had without that knowledge shows a rule
+that is made for one text, with its answers at hand: chances by a logistic regression that was
+fitted to this very text; what time is worth, when to rest and for how long by trying all of them
+and keeping the best. A rule that meets the text for the first time has none of this. It is no
+strict bound, as its constants do not change within a text.
 """
 
 from collections.abc import Iterator, Sequence

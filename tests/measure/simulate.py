@@ -5,7 +5,7 @@
 `record_rounds` says what is in the record. Besides every fixed width and plain decoding there are
 the rules that others use: two sizes, switched by recent acceptance, and moving averages of
 acceptance per place times costs. The oracle knows what will be accepted and takes the fastest way
-through the text; `hindsight` is what can be had at most without knowing it. Our policy and the
+through the text; `hindsight` is about what can be had without knowing it. Our policy and the
 oracle are played twice, with lookup drafts (`copies`) and without. The last line of stdout is one
 JSON document.
 """
