@@ -19,7 +19,7 @@ from typing import Protocol
 
 FORGET = 0.998  # of what calibration knows, kept per judged token
 ROUNDS = 24  # over about so many rounds the rate is averaged
-LOOKS = 24  # the same for what blocks are good for
+LOOKS = 20  # the same for what blocks are good for
 BROUGHT = 0.5  # of that, what a round brought; the rest is what its block had promised
 FIRST_REST, LONGEST_REST = 8, 128  # tokens decoded plainly before the next look
 TRIED = 2  # first rounds that are verified whatever they promise

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from dflash_mlx import loading
 from dflash_mlx.cli import app
+from dflash_mlx.cli.chat import ChatOptions
+from dflash_mlx.cli.options import SamplingOptions, SpeculationOptions
 from dflash_mlx.cli.ready import make_ready
 from dflash_mlx.cli.render import Screen
 from dflash_mlx.costs import Corrected
@@ -114,9 +116,14 @@ def test_an_answer_with_widths_of_its_own() -> None:
     fixed = json.loads(whole.stdout)
     assert found["token_ids"] == fixed["token_ids"]
     assert fixed["widths"] == {"4": fixed["rounds"]}
-    unsaid = json.loads(command("chat", "-p", "hello", "--json", "-n", "30").stdout)
-    assert unsaid["token_ids"] == fixed["token_ids"]
-    assert unsaid["widths"] == found["widths"]
+
+
+def test_chat_chooses_unless_told() -> None:
+    def asked(block: str | None) -> int | str | None:
+        speculation = SpeculationOptions(block=block)
+        return ChatOptions().generation(SamplingOptions(), speculation).block
+
+    assert [asked(block) for block in (None, "auto", "4")] == [AUTO, AUTO, 4]
 
 
 def test_nothing_is_measured_where_no_width_is_chosen() -> None:

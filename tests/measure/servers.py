@@ -6,7 +6,6 @@ library, given alone and without a draft.
 """
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,8 @@ from dflash_mlx.embedded import embedded_target
 from dflash_mlx.generation import generate
 from dflash_mlx.loading import Pair, compute_dtype
 from dflash_mlx.options import Options
+
+from ..ports import free_ports
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.json"
 STARTS = 300  # seconds
@@ -162,7 +163,7 @@ def _commands(
     target = str(_copy(folder))
     theirs = [sys.executable, "-c", THEIRS, "--model", target, "--log-level", "ERROR"]
     theirs += ["--prompt-cache-size", "0"]
-    ports = _free_ports(3)
+    ports = free_ports(3)
     name = "smollm2-135m"
     return {
         "ours": ([*ours, "--places", str(clients)], ports[0], name),
@@ -210,11 +211,3 @@ def _listens(port: int) -> bool:
             return True
     except (URLError, OSError):
         return False
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -12,9 +12,9 @@ JSON document.
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from dflash_mlx.costs import Corrected, CostCurve, widths_of
@@ -158,7 +158,7 @@ def len_of(texts: Sequence[Text]) -> int:
 
 
 def mean(ratios: Sequence[float]) -> float:
-    return round(math.exp(sum(map(math.log, ratios)) / len(ratios)), 3)
+    return round(geometric_mean(ratios), 3)
 
 
 def main() -> None:
